@@ -22,9 +22,9 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
 from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
-from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
-from capsbench.stats.slopes import fit_line, noises, series_of
+from capsbench.stats.slopes import by_series, fit_line, noises, series_of
 from capsbench.words.along import places_text
 from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
 from capsbench.words.units import bytes_text
@@ -34,6 +34,9 @@ _MOST_SERIES = 12
 """Largest number of series in a panel: more could not be distinguished."""
 
 _SMALL_MARKER = 0.6
+
+_MOST_WITHOUT_RESULT = 4
+"""Largest number of series that a caption names as without a result."""
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
 """Widths in inches of one column of a paper, and of both."""
@@ -285,11 +288,29 @@ def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bo
         shared += _turns_caption(frame) if timed else []
     if timed and (disturbed := noises(frame)):
         shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
+    shared += _without_result(frame)
     if nested:
         shared.append("where lines coincide, a wider one with larger markers lies below a narrower one")
     if points_alone:
         shared.append("points without a line: no change measurable")
     return "; ".join([*shared, "axes need not start at 0"])
+
+
+def _without_result(frame: pd.DataFrame) -> list[str]:
+    """The cells of which a figure shows nothing: those that failed, and series that never had the memory."""
+    # A cell that was skipped names no machine.
+    every = list(by_series(frame[frame["status"] != "skipped"]))
+    names = Names(series for series, _ in every)
+    found = []
+    for series, cells in every:
+        nowhere = not (cells["status"] == "ok").any()
+        for status, words in (("oom", "out of memory"), ("timeout", "timeout"), ("error", "error")):
+            places = sorted(set(cells.loc[cells["status"] == status, POSITION_COLUMN]))
+            if places and (nowhere or status != "oom"):
+                where = places_text(str(cells[AXIS_COLUMN].iloc[0]), places)
+                found.append(f"{cut(names.of(series), _LONGEST_TITLE)} at {where} ({words})")
+    more = [f"{len(found) - _MOST_WITHOUT_RESULT} more"] if len(found) > _MOST_WITHOUT_RESULT else []
+    return [f"no result: {', '.join([*found[:_MOST_WITHOUT_RESULT], *more])}"] if found else []
 
 
 def _turns_caption(frame: pd.DataFrame) -> list[str]:

@@ -18,6 +18,8 @@ _MOST_INSIDE = 7
 """Number of legend rows that a panel has room for."""
 _MOST_SERIES_INSIDE = 5
 """Number of series that a panel of a new figure, which may be higher, names inside."""
+_MOST_LABEL_ROWS = 2
+"""Number of rows that a label takes at most."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
 
@@ -75,7 +77,9 @@ def nothing_drawn(label: str) -> Line2D:
 def legend_text(label: str, fit: str) -> str:
     """A label that matplotlib shows as it is, though it hides those with a leading underscore; a panel has no room for more."""
     width = _LEGEND_WIDTH if mpl.rcParams["legend.fontsize"] == STYLE["legend.fontsize"] else _SMALL_LEGEND_WIDTH
-    rows = textwrap.wrap(label + ":" * bool(fit), width, max_lines=2, placeholder="…") or [":" * bool(fit)]
+    rows = textwrap.wrap(label + ":" * bool(fit), width) or [":" * bool(fit)]
+    if len(rows) > _MOST_LABEL_ROWS:
+        rows = _shortened(label + ":" * bool(fit), width)
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
@@ -83,6 +87,11 @@ def legend_text(label: str, fit: str) -> str:
         bound = re.sub(r"(?<=[\d±)]) (?=\w)", "\u00a0", fit)
         rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
+
+
+def _shortened(label: str, width: int) -> list[str]:
+    """The two rows of a label that is too long, without its middle: names often begin alike, and differ at their end."""
+    return [label[:width], label[width:]] if len(label) <= 2 * width else [f"{label[: width - 1]}…", label[-width:]]
 
 
 def _fit_range(ax: Axes, entries: int) -> None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from capsbench import paper
@@ -19,7 +19,7 @@ from capsbench.colours import PALE
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, lacking
-from capsbench.sizes import MEBIBYTES, MIB
+from capsbench.sizes import BYTE_UNITS, MEBIBYTES, MIB, SECOND_UNITS, Unit
 from capsbench.stats.bases import Curve
 from capsbench.stats.intervals import Interval
 from capsbench.stats.metrics import Metric
@@ -36,6 +36,13 @@ _ALIKE = 0.03
 """Largest difference of values that lie on each other, as a share of the range of all values of a panel."""
 _INSIDE, _OUTERMOST, _INNERMOST = 0.8, 1.5, 0.7
 """Largest size of a marker over that around it with which both are seen, and factors of the sizes that are used otherwise."""
+_LEAST_OF_UNIT = 0.1
+"""Least share of a panel's unit that its largest value is."""
+_SECONDS_IN_WORDS = {"s": "seconds", "ms": "milliseconds", "µs": "microseconds"}
+_UNCROWDED = 20
+"""Number of points of a series beyond which their markers are smaller."""
+_MOST_TICKS, _CLOSEST_TICKS = 8, 1 / 15
+"""Largest number of positions that all have ticks, and their least distance, as a share of the range."""
 _WIDTH = 1.0
 """Width of a line in points."""
 _WIDER, _MOST_WIDER = 2.0, 4.4
@@ -54,15 +61,26 @@ class DrawnPoints(NamedTuple):
     bars: pd.Series | NDArray[np.float64] | None
     """Lengths of error bars: as many as values, or `[2, values]` downwards and upwards."""
     scale: float
-    """The panel's unit per byte or second."""
+    """Factor from bytes or seconds of a step to values in the panel's unit."""
+    steps: float
+    """Number of steps that a time is of."""
 
 
-def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per) -> DrawnPoints | None:
+def _unit_of(drawn: Sequence[tuple[Series, pd.DataFrame]], metric: Metric, per: Per) -> Unit:
+    """The unit of a panel: MiB or seconds, or a smaller one if the largest value is less than a tenth of that."""
+    values = [float(cells[metric.column].max()) * _steps(series, metric, per) for series, cells in drawn]
+    largest = max((value for value in values if value > 0), default=inf)
+    units = BYTE_UNITS[BYTE_UNITS.index(MEBIBYTES) :] if metric.is_bytes else SECOND_UNITS
+    return next((unit for unit in units if largest >= _LEAST_OF_UNIT * unit.size), units[-1])
+
+
+def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per, unit: Unit) -> DrawnPoints | None:
     """The points of a series; None if it has no values."""
     measured = cells[cells[metric.column].notna()]
     if measured.empty:
         return None
-    scale = 1 / MIB if metric.is_bytes else 1.0 if per == "step" else _steps_per_epoch(series)
+    steps = _steps(series, metric, per)
+    scale = steps / unit.size
     fit = fit_line(measured, metric)
     by_position = measured[metric.column].astype(float).groupby(measured[POSITION_COLUMN])
     if fit is not None and fit.turns is not None:
@@ -71,9 +89,9 @@ def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per) -> Dr
         ends = [
             (one.seconds - one.low, one.high - one.seconds) if (one := at.get(place)) else (0.0, 0.0) for place in values.index
         ]
-        return DrawnPoints(series, measured, fit, values * scale, np.nan_to_num(np.array(ends).T) * scale, scale)
+        return DrawnPoints(series, measured, fit, values * scale, np.nan_to_num(np.array(ends).T) * scale, scale, steps)
     deviations = by_position.std().fillna(0) * scale if (by_position.size() > 1).any() else None
-    return DrawnPoints(series, measured, fit, by_position.mean() * scale, deviations, scale)
+    return DrawnPoints(series, measured, fit, by_position.mean() * scale, deviations, scale, steps)
 
 
 class _Nested(NamedTuple):
@@ -133,24 +151,27 @@ def draw_panel(
 ) -> list[Line2D]:  # fmt: skip
     """Draw one metric over an axis for some series of a frame along it, and return the handles for a legend."""
     axis = str(frame[AXIS_COLUMN].iloc[0]) if len(frame) else "blocks"
-    points = [one for series, cells in drawn if (one := _points(series, cells, metric, per)) is not None]
+    unit = _unit_of(drawn, metric, per)
+    points = [one for series, cells in drawn if (one := _points(series, cells, metric, per, unit)) is not None]
     found = [one for one in points if not lacking(one.cells).any()]
     levels = [one for one in points if lacking(one.cells).any()]
     frame = frame[~lacking(frame)] if found else frame
     of_series = [styles[style_key(one.series)] for one in found]
     nested = _nested([one.values for one in found], [style.size for style in of_series])
     handles: list[Line2D] = []
-    for (series, measured, fit, mean, bars, scale), style, look in zip(found, of_series, nested, strict=True):
-        label = legend_text(names.of(series), _fit_text(fit, metric, scale, axis) if with_fit and fit else "")
+    for (series, measured, fit, mean, bars, scale, steps), style, look in zip(found, of_series, nested, strict=True):
+        label = legend_text(names.of(series), _fit_text(fit, metric, steps, axis) if with_fit and fit else "")
+        crowded = min(1.0, _UNCROWDED / len(mean))
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale, look.wider)
         points_alone = fit is not None and fit.shape == "no change measurable"
         joined = "none" if with_fit or points_alone else style.dash
         ax.errorbar(
-            mean.index, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2, ms=look.size, label=label,
-            lw=1.2 + look.wider, ls=joined, drawstyle=_joined(metric, fit), capsize=2 + look.wider,
+            mean.index, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2 * crowded**0.5,
+            ms=look.size * crowded, label=label, lw=1.2 + look.wider, ls=joined, drawstyle=_joined(metric, fit),
+            capsize=2 + look.wider,
         )  # fmt: skip
-        _mark_noise(ax, measured, mean, metric, style.colour, look.size)
+        _mark_noise(ax, measured, mean, metric, style.colour, look.size * crowded)
         # Without slopes a legend is of all panels, and a series may have a line in another one.
         dash = "none" if points_alone and with_fit else style.dash
         handle = Line2D([], [], color=style.colour, marker=style.marker, ls=dash, mfc="white", label=label)
@@ -159,11 +180,20 @@ def draw_panel(
         _mark_end(ax, frame, series, mean, style)
     handles += [_draw_level(ax, one, names, axis, styles[style_key(one.series)]) for one in levels]
     ax.set_xlabel(axis_label(axis))
-    times = "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
-    ax.set_ylabel(MEBIBYTES.name if metric.is_bytes else times)
-    if (frame[POSITION_COLUMN] == frame[POSITION_COLUMN].round()).all():
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    of_what = "step" if per == "step" else "epoch of the paper's set"
+    ax.set_ylabel(unit.name if metric.is_bytes else f"{_SECONDS_IN_WORDS[unit.name]} per {of_what}")
+    _place_ticks(ax, sorted(set(frame[POSITION_COLUMN].dropna())))
     return handles
+
+
+def _place_ticks(ax: Axes, positions: Sequence[float]) -> None:
+    """Place the ticks at the positions, if they are few and no two are close to each other; or else at whole numbers."""
+    span = positions[-1] - positions[0] if positions else 0
+    apart = all(after - before >= _CLOSEST_TICKS * span for before, after in pairwise(positions))
+    if apart and 0 < len(positions) <= _MOST_TICKS:
+        ax.xaxis.set_major_locator(FixedLocator(positions))
+    elif all(float(position).is_integer() for position in positions):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_level(ax: Axes, level: DrawnPoints, names: Names, axis: str, style: SeriesStyle) -> Line2D:
@@ -172,18 +202,17 @@ def _draw_level(ax: Axes, level: DrawnPoints, names: Names, axis: str, style: Se
     return ax.axhline(float(level.values.iloc[0]), color=style.colour, ls=style.dash, lw=1, alpha=0.7, label=label)
 
 
-def _fit_text(fit: LineFit, metric: Metric, scale: float, axis: str) -> str:
+def _fit_text(fit: LineFit, metric: Metric, factor: float, axis: str) -> str:
     """Text `8.3 ± 0.4 ms per block`, a note that no change is measurable, or one that the values are not a line."""
     if fit.shape == "not a line":
         return fit.shape
-    factor = 1.0 if metric.is_bytes else scale
     slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
     if fit.shape == "no change measurable":
         return f"{fit.shape} {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)} {per_unit(axis)}"
     if fit.curve is not None:
-        return _curve_text(fit.curve, metric, factor, axis) + _off_text(fit, metric, scale)
+        return _curve_text(fit.curve, metric, factor, axis) + _off_text(fit, metric, factor)
     alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
-    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)} {per_unit(axis)}{alone}{_off_text(fit, metric, scale)}"
+    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)} {per_unit(axis)}{alone}{_off_text(fit, metric, factor)}"
 
 
 def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:
@@ -197,11 +226,11 @@ def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:
     return term if curve.form == "inverse" else f"{text(curve.slope, curve.slope_interval)} {per_unit(axis)}, {term}"
 
 
-def _off_text(fit: LineFit, metric: Metric, scale: float) -> str:
+def _off_text(fit: LineFit, metric: Metric, factor: float) -> str:
     """Text ` (off by up to 12.00 KiB)` of a declared basis that does not fit."""
     if fit.misfit is None:
         return ""
-    return f" (off by up to {quantity_text((1.0 if metric.is_bytes else scale) * fit.misfit, is_bytes=metric.is_bytes)})"
+    return f" (off by up to {quantity_text(factor * fit.misfit, is_bytes=metric.is_bytes)})"
 
 
 def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float, wider: float) -> None:
@@ -257,7 +286,10 @@ def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     return [pale] if drawn else []
 
 
-def _steps_per_epoch(series: Series) -> float:
+def _steps(series: Series, metric: Metric, per: Per) -> float:
+    """Number of steps that a value is of: bytes are those of one."""
+    if metric.is_bytes or per == "step":
+        return 1.0
     if series["dataset"] not in SPECS:
         return float("nan")  # inputs of a case have no epoch
     return float(ceil(SPECS[str(series["dataset"])].train_size / int(str(series["batch_size"]))))

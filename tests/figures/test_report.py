@@ -604,6 +604,87 @@ def test_long_names_are_wrapped_and_keep_their_slopes():
     assert len({*legend}) == 8
 
 
+@BOTH
+def test_names_that_differ_in_their_last_letters_are_told_apart(draw):
+    long = "my_group.experiments.of_2026:a_network_whose_name_is_far_longer_than_two_rows_of_a_legend_of_any_figure"
+    figure = draw(make_frame(make_record(f"{long}_{end}", blocks) for end in ("left", "right") for blocks in (1, 2)))
+    names = [text.replace("\n", "") for text in texts(figure.axes[0])]
+    assert [text.startswith("my_group.experiments") for text in names] == [True, True]
+    assert [end in text for end, text in zip(("_left", "_right"), names, strict=True)] == [True, True]
+    assert all("…" in text for text in names)
+
+
+@pytest.mark.parametrize(
+    ("factor", "memory", "time"),
+    [(1, "MiB", "seconds per step"), (1e-3, "KiB", "milliseconds per step"), (1e-6, "B", "microseconds per step")],
+)
+@BOTH
+def test_small_values_are_drawn_in_a_unit_that_suits_them(draw, factor, memory, time):
+    figure = draw(make_frame(scaled(make_record(blocks=blocks), factor) for blocks in (1, 2, 4)))
+    per_byte = {"MiB": 1 / MIB, "KiB": 1 / 1024, "B": 1}[memory]
+    per_second = {"seconds per step": 1, "milliseconds per step": 1e3, "microseconds per step": 1e6}[time]
+    expected = {
+        "retained": (memory, [per_byte * int(factor * (1 + 10 * blocks) * MIB) for blocks in (1, 2, 4)]),
+        "training": (time, [per_second * factor * (0.1 + 0.02 * blocks) for blocks in (1, 2, 4)]),
+    }
+    for name, (unit, values) in expected.items():
+        assert panel(figure, name).get_ylabel() == unit
+        (points,) = panel(figure, name).containers
+        assert points.lines[0].get_ydata() == pytest.approx(values)
+
+
+def scaled(record, factor):
+    """A record of a network that is smaller by a factor."""
+    memory = record.memory.model_copy(update={"retained_bytes": int(factor * record.memory.retained_bytes)})
+    names = ("train_step_seconds", "inference_seconds")
+    steps = {name: [factor * value for value in getattr(record.time, name)] for name in names}
+    return record.model_copy(update={"memory": memory, "time": record.time.model_copy(update=steps)})
+
+
+@pytest.mark.parametrize(
+    ("depths", "ticks"),
+    [
+        ((3,), [3]),
+        ((16, 32, 64, 128), [16, 32, 64, 128]),
+        ((1, 2, 4, 8), [1, 2, 4, 8]),
+        ((1, 2, 300), None),
+        (range(1, 30), None),
+    ],
+)
+@BOTH
+def test_few_positions_have_a_tick_each(draw, depths, ticks):
+    figure = draw(make_frame(make_record(blocks=blocks) for blocks in depths))
+    for ax in figure.axes:
+        low, high = ax.get_xlim()
+        found = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        assert all(float(tick).is_integer() for tick in found)
+        assert ticks is None or found == ticks
+
+
+@BOTH
+def test_markers_of_many_points_do_not_cover_each_other(draw):
+    def size(count):
+        figure = draw(make_frame(make_record(blocks=blocks) for blocks in range(1, count + 1)))
+        return figure.axes[0].containers[0].lines[0].get_markersize()
+
+    assert size(8) == size(16)
+    assert size(64) < 0.4 * size(16)
+
+
+@BOTH
+def test_a_caption_names_cells_without_a_result(draw):
+    records = [make_record(blocks=blocks) for blocks in (1, 2, 4)]
+    assert "no result" not in draw(make_frame([*records, make_record(blocks=8, status="oom")])).get_supxlabel()
+    records += [make_record("mocapsnet", 1), make_record("mocapsnet", 2, status="timeout"), make_record("mocapsnet", 4)]
+    records += [make_record("capsnet", blocks, status="oom") for blocks in (1, 2)]
+    records += [make_record("mocapsnet", 8, status="error"), make_record("mocapsnet", 16, status="skipped")]
+    caption = " ".join(draw(make_frame(records)).get_supxlabel().split())
+    assert (
+        "no result: MoCapsNet at 2 blocks (timeout), MoCapsNet at 8 blocks (error), CapsNet at 1, 2 blocks (out of memory)"
+        in caption
+    )
+
+
 def test_out_of_memory_below_a_depth_that_worked_is_marked_where_it_was():
     records = [make_record("mocapsnet", blocks) for blocks in (1, 4, 40)]
     frame = make_frame([*records, make_record("mocapsnet", 10, status="oom")])
