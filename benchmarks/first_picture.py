@@ -189,7 +189,8 @@ def _conditions(lines: list[Line]) -> str:
     batch = {line.memory["batch_size"] for line in lines}
     beyond = any(line.kept.index.max() < DEEPEST for line in lines)
     parts = [f"batch {int(batch.pop())}" if len(batch) == 1 else "", "28 × 28 images", "CPU, two cores", "bars: 95 % intervals"]
-    parts += ["dotted: continued beyond the measured depths"] if beyond else []
+    parts += ["dotted: beyond the measured depths"] if beyond else []
+    parts += ["published: the paper's routing"] if any(line.published for line in lines) else []
     text = "; ".join(filter(None, parts))
     return text[:1].upper() + text[1:]
 
