@@ -54,6 +54,10 @@ def resolve_model(name: str) -> ModelFactory:
     elif (sent := carried(name)) is not None:
         factory = sent.function
     else:
+        if name.endswith(".py"):
+            raise ConfigurationError(
+                f"model '{name}' is a file, and not the function in it that makes a network", f"name that too: {name}:make_net"
+            )
         raise unknown_name("model", name, [*BUILT_IN, *registered], ", or package.module:name")
     if not callable(factory):
         raise ConfigurationError(

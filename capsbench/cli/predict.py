@@ -25,6 +25,7 @@ from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration, Plan
+from capsbench.words.units import bytes_text
 
 _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 """Names of what is searched for that are not those of axes, with the axis of each."""
@@ -118,7 +119,8 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
     known = gpu_of(gpu or DEFAULT_GPU)
     if capacity is not None and capacity <= known.context_bytes:
         raise ConfigurationError(
-            f"--capacity {capacity} bytes is less than CUDA's own context takes on a {known.name} (about {known.context_bytes})",
+            f"--capacity {bytes_text(capacity)} is less than CUDA's own context takes on GPU {known.name} "
+            f"(about {bytes_text(known.context_bytes)})",
             "give the memory of the whole device, such as 24GiB",
         )
     return known.name

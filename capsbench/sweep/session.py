@@ -57,7 +57,10 @@ def resolve_device(name: str, *, here: bool = True) -> str:
                 f"`device` {name} is not here: this machine has {count} CUDA devices{why}", "choose cpu or auto"
             )
         return f"cuda:{index}"
-    raise unknown_name("`device`", name, ("auto", "cpu", "cuda", "cuda:N", *PREDICTED_DEVICES))
+    names = ("auto", "cpu", "cuda", "cuda:N", *PREDICTED_DEVICES)
+    if name.lower() in ("gpu", "nvidia"):  # of these letters, cpu would be the nearest
+        raise ConfigurationError(f"`device` '{name}' is not known", f"did you mean cuda? If not, choose among {', '.join(names)}")
+    raise unknown_name("`device`", name, names)
 
 
 def choose_report(

@@ -144,6 +144,7 @@ def test_commands_and_options_of_a_sweep_are_in_sections(command):
         ("run --dataset minst", "mnist"),
         ("run --memory chekpoint", "checkpoint"),
         ("run --device cude", "cuda"),
+        ("run --device gpu", "cuda"),
         ("run --only memroy", "memory"),
         ("predict --gpu h10", "h100"),
         ("train --optimizer adm", "adam"),
@@ -154,6 +155,16 @@ def test_commands_and_options_of_a_sweep_are_in_sections(command):
 def test_a_misspelt_value_is_answered_with_the_nearest(command, words, near):
     result = command(*words.split())
     assert_refused(result, f"did you mean {near}? If not, choose among ", f"{words.split()[-2]}")
+
+
+def test_a_file_alone_is_answered_with_a_function_in_it(command):
+    result = command("run", "--models", "my_models.py")
+    assert_refused(result, "'my_models.py' is a file, and not the function in it", "my_models.py:make_net")
+
+
+def test_a_capacity_below_cuda_s_context_is_in_units(command):
+    result = command("predict", "--models", "mocapsnet", "--capacity", "1MiB", "--fit", "depth")
+    assert_refused(result, "--capacity 1.00 MiB is less than CUDA's own context takes on GPU h100 (about 512.00 MiB)", "24GiB")
 
 
 def test_a_value_like_no_other_is_answered_with_all():
