@@ -1,6 +1,19 @@
 // All that is known of one record, and the commands to measure it again.
 
-import { CELLS, commandOf, DATA, hasFigure, isPredicted, lineOf, METRICS, samplesOf, statusOf, takenOf, textOf } from "./data.js";
+import {
+  CELLS,
+  commandOf,
+  DATA,
+  hasFigure,
+  isPredicted,
+  lineOf,
+  METRICS,
+  noiseOf,
+  samplesOf,
+  statusOf,
+  takenOf,
+  textOf,
+} from "./data.js";
 import { copyButton, element, factList, note } from "./dom.js";
 import { exactly } from "./words.js";
 
@@ -37,10 +50,11 @@ function sampleFacts(cell) {
 }
 
 function textFacts(cell) {
-  const { noise, notes, probe, data_source: source, started } = CELLS;
-  const named = { noise, notes, "counted by": probe, data: source, began: started };
+  const { notes, probe, data_source: source, started } = CELLS;
+  const named = { notes, "counted by": probe, data: source, began: started };
   const known = Object.entries(named).filter(([, numbers]) => numbers[cell]);
-  return known.map(([name, numbers]) => [name, textOf(numbers[cell])]);
+  const texts = known.map(([name, numbers]) => [name, textOf(numbers[cell])]);
+  return noiseOf(cell) ? [["noise", noiseOf(cell).replaceAll(",", ", ")], ...texts] : texts;
 }
 
 function optionsText(line) {

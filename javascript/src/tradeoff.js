@@ -41,7 +41,7 @@ export function drawTradeoff() {
   const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
   const places = [...new Set(good.filter((cell) => !lineOf(cell).lacks).map(placeOf))].sort((a, b) => a - b);
   // A position that the filters leave out cannot stay chosen.
-  if (!places.includes(state.tradeoff.place)) state.tradeoff.place = places.at(-1);
+  if (!places.includes(state.tradeoff.place)) state.tradeoff.place = fullest(good, places);
   // Without a memory that differs there is no choice to make.
   const nothing = !places.some((place) => memories().some((metric) => spread(metric, place) > 0));
   byId("tradeoff").hidden = nothing;
@@ -52,6 +52,13 @@ export function drawTradeoff() {
   const points = tradePoints();
   drawCaption(points);
   drawNumbers(points);
+}
+
+// The position with the most lines, and of several the last: one line alone is no choice.
+function fullest(cells, places) {
+  const lines = new Map(places.map((place) => [place, new Set()]));
+  for (const cell of cells) lines.get(placeOf(cell))?.add(lineIndexOf(cell));
+  return places.reduce((best, place) => (lines.get(place).size >= lines.get(best).size ? place : best), places[0]);
 }
 
 const memories = () => DATA.metrics.filter((metric) => metric.bytes);
