@@ -12,7 +12,7 @@ from capsbench.axes import per_unit
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
-from capsbench.page.costs import Cost, cost_table
+from capsbench.page.costs import Cost, cost_table, notes_on
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
@@ -24,6 +24,10 @@ from capsbench.words.units import bytes_text, quantity_text
 
 if TYPE_CHECKING:
     from capsbench.report import Report
+
+
+_VERBS = ("Measured", "Predicted", "Tried")
+"""First condition of every series."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Answers:
     where: str
     """Conditions that all series share."""
     each: list[Answer]
+    notes: str
+    """The meaning of the signs in the table."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,10 @@ def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], rep
         series, ending = page_series[index], _ending(cells[index])
         sentence = [*_cost(series["fits"], cells[index], per_unit(str(series["axis"]))), *ending]
         label = str(series["label"])
-        where = ", ".join(one for one in conditions[index] if one not in shared and one.rpartition(" ")[2] not in label)
+        where = _own_text([one for one in conditions[index] if one not in shared], label)
         words = "".join(text for _, text in ending).strip()
         found.append(Answer(label, int(series["look"]["colour"]), costs[index], sentence, words, where))
-    return Answers(heads, _joined(shared), found)
+    return Answers(heads, _joined(shared), found, notes_on(page_series[index] for index in first))
 
 
 def paper_verdicts(
@@ -131,8 +137,8 @@ def paper_verdicts(
 
 
 def latest_of(reports: Sequence["Report"]) -> str:
-    """The name of the report that was measured last."""
-    return max(reports, key=lambda report: report.ended).name
+    """The name of the report that was measured last, or of those that were named last if it is not known."""
+    return max(reversed(reports), key=lambda report: report.ended).name
 
 
 def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame, unit: str) -> list[Piece]:
@@ -192,11 +198,11 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
 
 
 def _conditions(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> list[str]:
-    """Conditions and machine: `Measured at 1 to 8 blocks`, `MNIST`, `batch 128`, `kernel compiled`, `Intel Xeon, 2 threads`."""
+    """Conditions and machine: `Measured`, `at 1 to 8 blocks`, `MNIST`, `batch 128`, `kernel compiled`, `Xeon, 2 threads`."""
     good = cells[cells["status"] == "ok"]
     axis, places = str(series[AXIS_COLUMN]), sorted(set((good if len(good) else cells)[POSITION_COLUMN]))
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
-    parts = [f"{how}{f' at {_places(axis, places)}' if places != [0] else ''}", dataset_title(str(series["dataset"]))]
+    parts = [how, *([f"at {_places(axis, places)}"] if places != [0] else []), dataset_title(str(series["dataset"]))]
     parts += [places_text("blocks", [float(str(series["blocks"]))])] if plain(series.get("blocks")) else []
     parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
     parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
@@ -212,16 +218,23 @@ def _joined(conditions: Sequence[str]) -> str:
     """Conditions as a sentence: `Measured at 1 to 8 blocks: MNIST, batch 128.`; empty without any."""
     if not conditions:
         return ""
-    first, *rest = conditions
-    if first.startswith(("Measured", "Predicted", "Tried")):
-        return f"{first}{': ' if rest else ''}{', '.join(rest)}."
-    return f"All lines: {', '.join(conditions)}."
+    start = [one for one in conditions if one in _VERBS or one.startswith("at ")]
+    rest = [one for one in conditions if one not in start]
+    head = " ".join(start if start and start[0] in _VERBS else ["All lines", *start])
+    return f"{head}{': ' if rest else ''}{', '.join(rest)}."
+
+
+def _own_text(conditions: Sequence[str], label: str) -> str:
+    """The conditions of one series that its label does not have: `Measured at 1 to 8 blocks, kernel compiled`."""
+    own = [one for one in conditions if one.rpartition(" ")[2] not in label and not (one in _VERBS and one.lower() in label)]
+    text = ", ".join(own)
+    return text.replace(", at ", " at ", 1) if own and own[0] in _VERBS else text
 
 
 def _machine(series: Series, reports: Sequence["Report"]) -> str:
     """Name of the device in its report's environment."""
     if is_predicted(series):
-        return str(series.get("gpu") or series["device"])
+        return str(series.get("gpu") or str(series["device"]).partition(":")[0])
     environments = next((report.environments for report in reports if report.name == series["report"]), {})
     entry, device = mapping(environments.get(str(series.get("environment")))), str(series["device"])
     if device.startswith("cuda"):

@@ -1,6 +1,6 @@
 """The costs of series as a table with small charts, which the page begins with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import values_by_position
 from capsbench.words.along import places_text
+from capsbench.words.slopes_in_words import NOISY
 from capsbench.words.units import quantity_text
 
 _SHOWN = ("retained", "peak", "train", "inference")
 """The quantities of the table."""
-_WIDTH, _HEIGHT = 58, 24
+_WIDTH, _HEIGHT = 52, 24
 """Size of a chart in pixels."""
 
 
@@ -25,7 +26,12 @@ class Cost:
     """The cost of a series in one quantity."""
 
     text: str
-    """Slope of the quantity. A value without a slope stands here only where the head of the column has no unit of a slope."""
+    """Slope of the quantity, with a `~` if something disturbed its times; empty where no change is measurable.
+
+    A value without a slope stands here only where the head of the column has no unit of a slope.
+    """
+    unchanged: tuple[str, ...]
+    """Lines of a text on a slope that cannot be distinguished from 0; empty for any other."""
     ratio: str
     """The ratio to ResCapsNet's slope; empty where there is none."""
     remark: str
@@ -88,14 +94,23 @@ def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart:
         amount = quantity_text(value, is_bytes=metric.is_bytes)
         # A value is no slope, so it cannot stand under the unit of one.
         at = f"at {places_text(axis, [place])}" if place else _without(axis)
-        return Cost(amount, "", at, chart) if named else Cost("-", "", f"{amount} in all, {at}", chart)
-    text = str(fit["text"]) + (f" {per_unit(axis)}" if named and fit["shape"] not in CURVES else "")
-    ratio = f"{fit['ratioText']} × ResCapsNet" if fit["ratioText"] else ""
-    remarks = ["not a line"] if fit["shape"] == "not a line" else []
+        return Cost(amount, (), "", at, chart) if named else Cost("-", (), "", f"{amount} in all, {at}", chart)
+    shape, text = str(fit["shape"]), str(fit["text"]) + (NOISY if fit["noise"] else "")
+    remarks = [per_unit(axis)] if named and shape not in CURVES else []
+    remarks += ["not a line"] if shape == "not a line" else []
     remarks += ["no interval"] if fit["slope_low"] is None and not metric.repeats else []
     remarks += [fit["declared"]] if fit["declared"] else []
-    remarks += [f"noisy: {fit['noise'].replace(',', ', ')}"] if fit["noise"] else []
-    return Cost(text, ratio, ", ".join(remarks), chart)
+    if shape == "no change measurable":
+        return Cost("", (shape, text.removeprefix(shape).strip()), "", ", ".join(remarks), chart)
+    return Cost(text, (), f"× {fit['ratioText']}" if fit["ratioText"] else "", ", ".join(remarks), chart)
+
+
+def notes_on(page_series: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence on each sign of the table that the costs of these series have: `×` and `~`."""
+    fits = [fit for series in page_series for name, fit in series["fits"].items() if name in _SHOWN]
+    noise = dict.fromkeys(name for fit in fits if fit["noise"] for name in fit["noise"].split(","))
+    notes = ["× is the ratio to ResCapsNet’s slope."] if any(fit["ratioText"] for fit in fits) else []
+    return " ".join([*notes, *([f"{NOISY} noisy: {', '.join(noise)}."] if noise else [])])
 
 
 def _without(axis: str) -> str:

@@ -113,7 +113,7 @@ def history_data(reports: Sequence["Report"], all_series: AllSeries, table: pd.D
         `points`: name, commits and time of each report, with its verdict; `series`: for every series that two reports have, the
         indices in the page's list of series, by report.
     """
-    ordered = sorted(reports, key=lambda report: (report.ended, report.name))[-_MOST_REPORTS:]
+    ordered = sorted(reports, key=lambda report: report.ended)[-_MOST_REPORTS:]
     if len(ordered) < 2:
         return {"points": [], "series": []}
     summaries = [summarize([report])[0] for report in ordered]

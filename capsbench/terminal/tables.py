@@ -19,10 +19,18 @@ from capsbench.words.along import number_text, places_text
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import basis_note, column_unit, row_ratio, row_remarks, row_shape, row_slope, within_text
+from capsbench.words.slopes_in_words import (
+    NOISY,
+    basis_note,
+    column_unit,
+    row_ratio,
+    row_remarks,
+    row_shape,
+    row_slope,
+    within_text,
+)
 from capsbench.words.units import bytes_text, common_unit, quantity_text, ratio_text, slope_text
 
-_NOISY = "~"
 _TEXT_WIDTH, _MOST_ROWS = 100, 12
 """Columns and rows of a table in plain text."""
 SHOWN = ("retained", "peak", "reserved", "train", "inference")
@@ -141,13 +149,13 @@ def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
     if pd.isna(row[metric.column]):
         return "-"
     text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes, unit=unit)
-    return text + _NOISY if row["noise"] and not metric.is_bytes else text
+    return text + NOISY if row["noise"] and not metric.is_bytes else text
 
 
 def _footnote(table: pd.DataFrame, *notes: str) -> dict[str, Any]:
     """Arguments with which rich puts lines beneath a table: notes, and the meaning of `~` with the noise."""
     found = noises(table)
-    lines = [*filter(None, notes)] + [f"{_NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
+    lines = [*filter(None, notes)] + [f"{NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
     return {"caption": "\n".join(lines), "caption_justify": "left"} if lines else {}
 
 
@@ -225,7 +233,7 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
 def _slope_cell(row: pd.Series | None, unit: Unit) -> str:
     if row is None:
         return "-"
-    shape, noisy = row_shape(row), _NOISY if row["noise"] else ""
+    shape, noisy = row_shape(row), NOISY if row["noise"] else ""
     if shape == "no change measurable":
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
         return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"

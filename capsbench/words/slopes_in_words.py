@@ -17,6 +17,9 @@ from capsbench.words.units import common_unit, quantity_text, ratio_in_words, sl
 Row = Mapping[Any, Any] | pd.Series
 """A row of the table of slopes."""
 
+NOISY = "~"
+"""Sign after a time that something disturbed."""
+
 
 def row_shape(row: Row) -> Shape:
     """Shape of the values behind a slope."""

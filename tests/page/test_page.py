@@ -24,7 +24,7 @@ from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, St
 from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
 from helpers.commands import subcommands
-from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
+from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 
 SMALL = ("run", "--models", "rescapsnet", "--depth", "1,2", "--batch-size", "1", "--capsules", "2", "--kernel", "reference")
 
@@ -588,9 +588,10 @@ def test_what_has_no_blocks_has_no_slope():
     assert "has no figures. Out of memory." in html
 
 
-def costs_of(records):
+def costs_of(records, plan=None):
     """The heads of the page's first table, and the words of its cells by row."""
-    (table,) = re.findall(r'<table class="plain costs">.*?</table>', page_html([source(records)]), re.DOTALL)
+    html = page_html([source(records, plan=plan)])
+    (table,) = re.findall(r'<table class="plain costs">.*?</table>', html, re.DOTALL)
     heads, body = table.split("</thead>")
     rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in body.split("<tr ")[1:]]
 
@@ -598,6 +599,63 @@ def costs_of(records):
         return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
     return re.findall(r'scope="col">([^<]+)<', heads), {words(row[0]): [words(cell) for cell in row[1:]] for row in rows}
+
+
+def disturbed(record, *names):
+    return record.model_copy(update={"time": record.time.model_copy(update={"noise": list(names)})})
+
+
+def test_signs_in_the_first_table_are_explained_below_it():
+    quiet = [make_record("rescapsnet", blocks) for blocks in (1, 2, 4)]
+    noisy = [disturbed(make_record("mocapsnet", blocks), "load", "spread") for blocks in (1, 2, 4)]
+    _, rows = costs_of([*quiet, *noisy])
+    assert [cells[2] for name, cells in rows.items() if name.startswith("MoCapsNet")] == ["30.0 ms~ × 1.5"]
+    assert "× is the ratio to ResCapsNet’s slope. ~ noisy: load, spread." in page_html([source([*quiet, *noisy])])
+    alone = page_html([source(quiet)])
+    assert "× is the ratio" not in alone
+    assert "~ noisy" not in alone
+
+
+def test_a_change_that_cannot_be_measured_has_its_bound_on_a_line_of_its_own():
+    noise = (0.3, -0.9, 0.5, 0.2)
+    steps = [disturbed(make_record(blocks=blocks), "load") for blocks in range(1, 5)]
+    records = [
+        one.model_copy(update={"time": one.time.model_copy(update={"train_step_seconds": [1 + 0.2 * off] * 9})})
+        for one, off in zip(steps, noise, strict=True)
+    ]
+    _, rows = costs_of(records)
+    (cells,) = rows.values()
+    assert re.fullmatch(r"no change measurable within ± [\d.]+ (ms|s)~", cells[2])
+    assert re.search(r"no change measurable<br>within ± ", page_html([source(records)]))
+
+
+def test_the_axes_of_a_grid_are_named_below_the_costs():
+    report = make_varied(lambda at: 1000 * at["length"] * at["blocks"], length=(16, 32, 64), blocks=(1, 2, 4))
+    heads, rows = costs_of(report.records, report.plan)
+    assert heads[1] == "retained for backward"
+    assert {cells[0].split(" ", 2)[2] for cells in rows.values()} == {"per token", "per block"}
+
+
+def test_predictions_next_to_measurements_say_so_once():
+    measured = [make_record(blocks=blocks) for blocks in (1, 2)]
+    predicted = [
+        make_record(blocks=blocks, device="cpu:predicted").model_copy(update={"kind": "predicted", "time": None})
+        for blocks in (1, 2)
+    ]
+    html = page_html([source([*measured, *predicted])])
+    assert "All lines at 1, 2 blocks: Fashion-MNIST sample, batch 4, " in html
+    _, rows = costs_of([*measured, *predicted])
+    assert sorted(rows) == ["ResCapsNet (predicted) cpu", "ResCapsNet Measured, Some CPU, 2 threads"]
+
+
+def test_of_reports_of_unknown_time_the_first_that_was_named_is_the_older():
+    before, after = (
+        source([make_record(blocks=blocks, batch_size=batch) for blocks in (1, 2)], name=name)
+        for name, batch in (("z", 4), ("a", 4))
+    )
+    data = data_of(page_html([before, after]))
+    assert data["latest"] == "a"
+    assert [point["name"] for point in data["history"]["points"]] == ["z", "a"]
 
 
 def test_a_value_without_a_slope_is_not_under_the_unit_of_one():

@@ -936,6 +936,40 @@ def test_a_slope_that_cannot_be_distinguished_from_0_is_drawn_as_points_alone(sh
         assert "no change measurable" in row
 
 
+def test_the_first_chart_of_two_networks_by_two_kernels_is_above_the_fold(show):
+    def disturbed(record, off):
+        time = {"train_step_seconds": [1 + off] * 9, "noise": ["spread", "load", "unsettled"]}
+        return record.model_copy(update={"time": record.time.model_copy(update=time)})
+
+    records = [
+        disturbed(make_record(model, blocks, kernel=kernel, batch_size=128), off)
+        for model in ("rescapsnet", "mocapsnet")
+        for kernel in ("published", "compiled")
+        for blocks, off in ((1, 0.3), (2, -0.9), (3, 0.5))
+    ]
+    with show(source(records)) as page:
+        top = "() => document.getElementById('figure4').getBoundingClientRect().top"
+        assert page.text(".costs").count("no change measurable") == 4
+        assert page.evaluate(top) < 850
+        assert page.evaluate(
+            "() => document.querySelector('.costs').offsetWidth <= document.querySelector('.scroll').clientWidth"
+        )
+
+
+def test_the_trade_off_begins_where_most_lines_are(show):
+    records = [make_record(model, blocks) for model in ("rescapsnet", "mocapsnet") for blocks in (1, 2, 4)]
+    with show(source([*records, make_record("rescapsnet", 8, status="oom"), make_record("mocapsnet", 8)])) as page:
+        assert page.evaluate("() => document.getElementById('trade-place').value") == "4"
+        assert len(page.points("tradeoff-chart")) == 2
+
+
+@pytest.mark.parametrize("width", [400, 838])
+def test_a_long_name_does_not_widen_the_page(show, width):
+    name = "a_group.experiments.of_2026:a_very_long_name_of_a_network_with_many_words_that_has_no_place_to_break"
+    with show(source([make_record(name, blocks) for blocks in (1, 2)], name=name), width=width) as page:
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_grid_is_drawn_along_each_of_its_axes(show):
     report = make_varied(
         lambda at: MIB * at["length"] * at["batch_size"] + 1024 * at["length"] ** 2, length=(16, 32, 64, 128), batch_size=(1, 2)
