@@ -24,7 +24,7 @@ BUDGET_WORTH_A_LOOK = 10.0
 """Seconds that a group's rounds may take from which on a look at the machine, of most of a second, does not matter."""
 
 
-class Share(NamedTuple):
+class ProcessShare(NamedTuple):
     """The part of a group's rounds that one of its processes takes."""
 
     fewest: int
@@ -89,7 +89,7 @@ class GroupRounds:
             ProcessEnded: a process has ended before it was asked to, or took too long.
         """
         for process in range(1, self._plan.processes + 1):
-            share = Share.of(process, self._plan)
+            share = ProcessShare.of(process, self._plan)
             if self._alive and (share.is_last or self._lacking(share)):
                 self._take_in_one_process(share)
         if self._alive and self._slopes is not None and self._slopes.fits:
@@ -99,7 +99,7 @@ class GroupRounds:
     def _alive(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.key() not in self.failed]
 
-    def _take_in_one_process(self, share: Share) -> None:
+    def _take_in_one_process(self, share: ProcessShare) -> None:
         number, process_number = free_numbers(self._report)
         with Together(self._request(process_number), self._plan.timeout_seconds) as process:
             process.failed |= self.failed
@@ -127,14 +127,14 @@ class GroupRounds:
             shared=looked_at and cores_are_shared(),
         )
 
-    def _lacking(self, share: Share) -> Sequence[Cell]:
+    def _lacking(self, share: ProcessShare) -> Sequence[Cell]:
         """The cells of the next round if some have had fewer turns than they should: all, or the ends alone; else none."""
         if any(self._turns[cell.key()] < share.fewest for cell in self._alive):
             return self._alive
         ends = ends_of(self._alive, self._plan.axes)
         return ends if any(self._turns[cell.key()] < share.fewest_of_ends for cell in ends) else ()
 
-    def _has_enough(self, share: Share) -> bool:
+    def _has_enough(self, share: ProcessShare) -> bool:
         """Return whether a process has taken its share; for the last one slopes are fitted to know that."""
         lacking = self._lacking(share)
         if not share.is_last:
