@@ -226,7 +226,9 @@ def _joined(conditions: Sequence[str]) -> str:
 
 def _own_text(conditions: Sequence[str], label: str) -> str:
     """The conditions of one series that its label does not have: `Measured at 1 to 8 blocks, kernel compiled`."""
-    own = [one for one in conditions if one.rpartition(" ")[2] not in label and not (one in _VERBS and one.lower() in label)]
+    is_named = not any(one.startswith("at ") for one in conditions)
+    own = [one for one in conditions if one.rpartition(" ")[2] not in label]
+    own = [one for one in own if not (is_named and one in _VERBS and one.lower() in label)]
     text = ", ".join(own)
     return text.replace(", at ", " at ", 1) if own and own[0] in _VERBS else text
 
