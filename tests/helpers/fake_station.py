@@ -12,7 +12,7 @@ from helpers.made import make_record
 SECONDS = 0.1
 
 
-def measure(cell, plan, *, environment, data_directory=None, turn=None):
+def measure(cell, plan, *, environment, data_directory=None, turn=None, forks=None):
     it = cell.configuration
     if it.model == "tests:ends":
         os._exit(7)

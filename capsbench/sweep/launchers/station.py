@@ -22,6 +22,7 @@ from capsbench.families import FAMILY, end_family
 from capsbench.fingerprint import package_digest
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
+from capsbench.measure.forkserver import Forks
 from capsbench.records import SCHEMA_VERSION, Cell, Record, Round
 from capsbench.report import Report
 from capsbench.sweep.groups import left_of
@@ -29,6 +30,10 @@ from capsbench.sweep.launchers.attendant import refusal
 from capsbench.sweep.launchers.protocol import Findings, Task
 from capsbench.sweep.local import Sources, alone_on
 from capsbench.sweep.timekeeper import Timekeeper
+
+
+_FORKS = Forks()
+"""Makes the processes that count bytes on a CPU, for all tasks of this station until one takes times."""
 
 
 def findings_of(text: str) -> str:
@@ -51,6 +56,8 @@ def measured(task: Task) -> Findings:
     found = Findings(environment=key_of(description), description=description, node=socket.gethostname())
     if not task.plan.passes:  # the driver asks for the environment alone
         return found
+    if task.takes_times():
+        _FORKS.close()  # nothing idle lies next to what is timed
     if task.in_turn:
         records, found.rounds = _in_turn(task, found.environment, texts)
     else:
@@ -63,7 +70,10 @@ def _by_itself(cell: Cell, task: Task, environment: str) -> Record:
     # Others whom a cell waits for are mostly tasks of the same sweep, which are no news.
     turn = partial(alone_on, cell.configuration.device, lambda _: None, folder=task.folder, patience=task.patience)
     try:
-        return measure_cell(cell, task.plan, environment=environment, data_directory=_data_directory(task), turn=turn)
+        return measure_cell(
+            cell, task.plan, environment=environment, data_directory=_data_directory(task), turn=turn,
+            forks=None if task.takes_times() else _FORKS,
+        )  # fmt: skip
     except CapsbenchError as error:  # the device stayed in use
         return Record(cell=cell, status="error", message=one_line(error), environment=environment)
 

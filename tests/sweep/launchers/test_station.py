@@ -42,6 +42,22 @@ def test_each_cell_of_a_task_is_measured_with_its_passes_and_limits(monkeypatch)
     assert found.description["packages"]["torch"]
 
 
+def test_bytes_are_counted_by_forks_whose_process_ends_before_times_are_taken(monkeypatch):
+    asked, closed = [], []
+
+    def measure(one, plan, **options):
+        asked.append(options["forks"])
+        return make_record(one.configuration.model, one.configuration.blocks)
+
+    forks = SimpleNamespace(close=lambda: closed.append(len(asked)))
+    monkeypatch.setattr(station, "measure_cell", measure)
+    monkeypatch.setattr(station, "_FORKS", forks)
+    station.measured(task())
+    assert (asked, closed) == ([forks], [])
+    station.measured(task(plan=Plan(command="", cells=[cell()], passes=["time"])))
+    assert (asked, closed) == ([forks, None], [1])
+
+
 @pytest.mark.parametrize("changed", [{"package": "another"}, {"schema_version": 1}])
 def test_another_capsbench_is_refused_whatever_it_sends(changed):
     sent = json.loads(task().model_dump_json()) | changed | {"field_of_another_version": 3}
