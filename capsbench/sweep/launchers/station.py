@@ -1,7 +1,7 @@
 """A station: `python -m capsbench.sweep.launchers.station` measures one task after another on one device.
 
-Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each. Each cell has fresh
-processes of its own; the station only waits for them. It ends at once, with all that it started, when standard input closes:
+Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each; empty lines in between
+show that the station lives. Each cell has fresh processes of its own; the station only waits for them. It ends at once, with all that it started, when standard input closes:
 its driver has cancelled the task, or its worker is gone.
 """
 
@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ from capsbench.measure.forkserver import Forks
 from capsbench.records import SCHEMA_VERSION, Cell, Record, Round
 from capsbench.report import Report
 from capsbench.sweep.groups import left_of
-from capsbench.sweep.launchers.attendant import refusal
+from capsbench.sweep.launchers.attendant import BEAT_SECONDS, refusal
 from capsbench.sweep.launchers.protocol import Findings, Task
 from capsbench.sweep.local import Sources, alone_on
 from capsbench.sweep.timekeeper import Timekeeper
@@ -122,6 +123,25 @@ def _read(lines: IO[str], tasks: "queue.SimpleQueue[str]") -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def _beating(answers: IO[str]) -> Iterator[None]:
+    """Write empty lines while the body runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            while not over.wait(BEAT_SECONDS):
+                print(file=answers, flush=True)
+
+    beats = threading.Thread(target=beat, daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+
+
 def main() -> None:
     """Measure tasks until standard input closes."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -129,9 +149,12 @@ def main() -> None:
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, tasks), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
+        print(file=answers, flush=True)
         while True:
-            answers.write(findings_of(tasks.get()) + "\n")
-            answers.flush()
+            task = tasks.get()
+            with _beating(answers):
+                found = findings_of(task)
+            print(found, file=answers, flush=True)
 
 
 if __name__ == "__main__":

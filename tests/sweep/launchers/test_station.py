@@ -1,6 +1,7 @@
 """A station, and the attendant that keeps it: tasks of a driver in a process of a worker."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -124,6 +125,31 @@ def test_the_station_is_kept_for_the_next_task_and_started_anew_for_another_gpu(
     finally:
         attendant._STATION.close()
     assert not psutil.pid_exists(int(again[0]))
+
+
+def test_a_station_may_take_its_time_but_must_show_that_it_lives(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", with_tests())
+    monkeypatch.setattr(attendant, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(attendant, "_MOST_BEATS_MISSED", 4)
+    belongings = packed([])
+    try:
+        assert attend("a task", belongings, module="helpers.mute_station") == "7"  # after more than four beats
+        process = attendant._STATION._process
+        with pytest.raises(StationEnded, match=r"^no sign of life from the station in 0\.8 s$"):
+            attend("another", belongings, module="helpers.mute_station")
+        assert process.poll() is not None
+    finally:
+        attendant._STATION.close()
+
+
+def test_a_station_shows_that_it_lives_while_it_measures(monkeypatch):
+    monkeypatch.setattr(station, "BEAT_SECONDS", 0.01)
+    source, answers = os.pipe()
+    with open(source) as lines, open(answers, "w") as written:
+        with station._beating(written):
+            assert [next(lines), next(lines)] == ["\n", "\n"]
+        written.close()
+        lines.read()
 
 
 def test_a_gpu_is_known_by_its_identity(monkeypatch):
