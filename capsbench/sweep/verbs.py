@@ -165,7 +165,7 @@ def run(
     """
     given = locals()
     refuse_while_importing()
-    launching = Launching(launcher, address, slurm or {}, exclusive_node)
+    launching = Launching(launcher, address, slurm or {}, exclusive_node, device)
     launching.check()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
     sweep = Sweep(
@@ -350,6 +350,8 @@ def _measure_elsewhere(
     apart.close()
     with closing(launching.engine(report.folder, packed(sources.files()))) as engine:
         driver = Driver(plan, report, engine, sources, data_directory, watcher.notify, patience=wait, observers=observers)
+        if launching.device == "auto":
+            driver.note_unused_gpus()
         driver.run(between=lambda: note_unchanged(plan, report, watcher))
 
 

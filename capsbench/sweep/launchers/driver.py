@@ -90,6 +90,15 @@ class Driver:
             raise
         self._report.forget_rounds()
 
+    def note_unused_gpus(self) -> None:
+        """Report that workers have GPUs, where this machine, which has none, chose the device."""
+        cell = next((cell for cell in self._plan.cells if cell.configuration.device == "cpu"), None)
+        if cell is None:
+            return
+        on_gpu = cell.configuration.model_copy(update={"device": "cuda:0", "threads": None})
+        if self._engine.room(self._task([Cell(configuration=on_gpu)], self._plan.passes)):
+            self._notify("note: this machine has no GPU, so that `device` auto is cpu; give `device` cuda for the workers' GPUs")
+
     def _take_left_behind(self) -> None:
         """Take what workers have found for an earlier driver, as far as it is not in the report."""
         cells = {cell.key() for cell in self._plan.cells}
@@ -157,7 +166,7 @@ class Driver:
         check_room(self._report)
         for observer in self._observers:
             if isinstance(observer, Estimate):
-                observer.at_once = self._engine.room(tasks[0])
+                observer.at_once = max(1.0, self._engine.room(tasks[0]))
         self._submit(tasks)
         while self._in_flight:
             self._show()
