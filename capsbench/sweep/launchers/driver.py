@@ -106,8 +106,7 @@ class Driver:
             settled = self._report.settled(task.plan.passes)
             keys = {record.cell.key() for record in findings.records}
             if keys <= cells and not keys <= settled and task.package == self._package:
-                self._in_flight[task.number] = task
-                self._take(Done(number=task.number, findings=findings))
+                self._take(task, findings)
 
     def _tasks_alone(self) -> list[Task]:
         """Tasks of the cells that are measured by themselves, each with its passes, but for those that need not be tried."""
@@ -178,20 +177,24 @@ class Driver:
         self._engine.submit(sent)
 
     def _take_all(self, outcomes: Iterable[Done | Lost]) -> None:
-        """Take what came back, all of it before Ctrl-C or a worker's refusal ends the sweep."""
+        """Take what came back, all of it before Ctrl-C or a worker's refusal ends the sweep, and submit lost tasks again."""
         with uninterrupted():
+            again, why = list[Task](), ""
             for outcome in sorted(outcomes, key=_is_refusal):
-                self._take(outcome)
+                task = self._in_flight.pop(outcome.number, None)
+                if task is None:  # it was cancelled meanwhile
+                    continue
+                if isinstance(outcome, Done):
+                    self._take(task, outcome.findings)
+                elif self._may_be_tried_again(outcome):
+                    again.append(task)
+                    why = outcome.why
+                else:
+                    self._give_up(task, outcome)
+            self._try_again(again, why)
 
-    def _take(self, outcome: Done | Lost) -> None:
-        """Take what came back of a task."""
-        task = self._in_flight.pop(outcome.number, None)
-        if task is None:  # it was cancelled meanwhile
-            return
-        if isinstance(outcome, Lost):
-            self._lose(task, outcome)
-            return
-        findings = outcome.findings
+    def _take(self, task: Task, findings: Findings) -> None:
+        """Take what was found for a task."""
         if findings.refusal:
             raise ConfigurationError(*findings.refusal)
         for text in findings.texts:
@@ -206,13 +209,29 @@ class Driver:
             kept = not_this_source(record.cell) if self._sources.has_changed(record.cell) else record
             self._keep(kept, alone=not task.in_turn)
 
-    def _lose(self, task: Task, lost: Lost) -> None:
-        """Submit a task again whose worker was lost, or end its cells in an error."""
+    def _may_be_tried_again(self, lost: Lost) -> bool:
+        """Count a lost worker, and return whether its task may be given to another one."""
         # A cell that takes all memory of one machine may find more on the next.
-        self._tries[task.number] += lost.counts
-        if self._tries[task.number] < MOST_TRIES:
-            self._submit([task])
-            return
+        self._tries[lost.number] += lost.counts
+        return self._tries[lost.number] < MOST_TRIES
+
+    def _try_again(self, lost: Sequence[Task], why: str) -> None:
+        """Submit tasks again whose workers were lost, but for cells that have become too large meanwhile."""
+        tasks, count = [], 0
+        for task in lost:
+            skipped = None if task.in_turn else self._full.skipped(task.cells()[0])
+            if skipped is not None:
+                self._keep(skipped)
+            else:
+                tasks.append(task)
+                count += len(task.cells())
+        if tasks:
+            cells = "1 cell is" if count == 1 else f"{count} cells are"
+            self._notify(f"note: {cells} measured again, since a worker was lost: {why}")
+            self._submit(tasks)
+
+    def _give_up(self, task: Task, lost: Lost) -> None:
+        """End the cells of a task that no worker has survived."""
         tries = self._tries[task.number]
         known = {record.cell.key(): record for record in self._report.records}
         for cell in left_of(task.cells(), self._plan, self._report) if task.in_turn else task.cells():
