@@ -16,7 +16,7 @@ from capsbench.sweep.launchers.attendant import STATION
 from capsbench.sweep.launchers.protocol import Done, Findings, Lost, Task
 
 _SURVEY_SECONDS = 120.0
-"""Longest time that nodes may take to describe themselves; one that does not is given no task for which its kind matters."""
+"""Longest time that tasks wait for the first nodes to describe themselves; tasks for which its kind matters wait for no other."""
 
 _GRACE_SECONDS = 60.0
 """Seconds for which no node may be able to take the tasks that are in the queue, since a lost node may come back."""
@@ -55,6 +55,7 @@ class RayEngine:
                     f"Ray cannot be reached {where}: {error_line(error, _LONGEST_REASON)}",
                     "start it there with 'ray start --head', or leave `address` out to use this machine alone",
                 ) from None
+            ray._private.worker._worker_logs_enabled = False  # it would print to standard output that a node has died
         self._module, self._exclusive = module, exclusive_node
         self._belongings = ray.put(belongings)
         # Ray ends a worker after each task with a GPU by default, in case it holds memory there, which none of ours does.
@@ -66,7 +67,9 @@ class RayEngine:
         self._queue: list[Task] = []
         """Tasks that wait for a whole node."""
         self._kinds: dict[bool, dict[str, str]] = {}
-        """Key of the environment of each node, with or without a GPU for the task."""
+        """Key of the environment of each node, with or without a GPU for the task; empty until the node has answered."""
+        self._questions: dict[Any, tuple[bool, str]] = {}
+        """Nodes that have been asked for it, by references to their answers."""
         self._stuck_since: float | None = None
         self._looked, self._found = -math.inf, dict[str, dict[str, float]]()
 
@@ -134,6 +137,8 @@ class RayEngine:
     def close(self) -> None:
         """End all tasks, and leave the cluster."""
         self.cancel([task.number for task in (*self._queue, *self._refs.values())])
+        for ref in self._questions:
+            self._end(ref)
         if self._is_ours:
             self._ray.shutdown()
 
@@ -227,31 +232,36 @@ class RayEngine:
         return found
 
     def _surveyed(self, sample: Task) -> Mapping[str, str]:
-        """The kind of each node, which new nodes are asked for.
+        """The kind of each node that has answered. New nodes are asked, and only the first ones are waited for.
 
         Raises:
             ConfigurationError: a node lacks this package, or has another version.
         """
         gpu = sample.needs_gpu()
         known = self._kinds.setdefault(gpu, {})
+        until = time.monotonic() + (0.0 if known else _SURVEY_SECONDS)
         question = sample.model_copy(update={"plan": sample.plan.model_copy(update={"passes": []}), "known": [], "rounds": []})
-        asked = {}
         for node in self._able(sample):
             if node not in known:
-                known[node] = ""  # a node that gives no answer is not asked again
+                known[node] = ""
                 options = {"num_cpus": 0, "num_gpus": int(gpu), "label_selector": {"ray.io/node-id": node}}
                 remote = self._function.options(**options)
-                asked[remote.remote(question.model_dump_json(), self._belongings, self._module)] = node
-        if asked:
-            answered, silent = self._ray.wait(list(asked), num_returns=len(asked), timeout=_SURVEY_SECONDS)
-            for ref in silent:
+                self._questions[remote.remote(question.model_dump_json(), self._belongings, self._module)] = gpu, node
+        while self._questions:
+            living, seconds = self._living(), min(1.0, until - time.monotonic())
+            for ref in [ref for ref, (_, node) in self._questions.items() if node not in living]:
                 self._end(ref)
+                del self._questions[ref]
+            answered = self._ray.wait(list(self._questions), timeout=max(0.0, seconds))[0] if self._questions else []
             for ref in answered:
+                of_gpu, node = self._questions.pop(ref)
                 outcome = self._outcome(ref, question)
                 if isinstance(outcome, Done) and outcome.findings.refusal:
                     raise ConfigurationError(*outcome.findings.refusal)
                 if isinstance(outcome, Done):
-                    known[asked[ref]] = outcome.findings.environment
+                    self._kinds[of_gpu][node] = outcome.findings.environment
+            if not answered and seconds <= 0:
+                break
         return {node: kind for node, kind in known.items() if kind}
 
 
