@@ -93,7 +93,10 @@ class Logged:
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Take note of a round of cells that take turns."""
-        _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
+        if state.rounds is None:
+            _LOG.info("%d cells take turns on a worker", len(state.cells))
+        else:
+            _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
 
 
 def run(

@@ -275,7 +275,7 @@ class Driver:
         for observer in self._observers:
             if task.in_turn:
                 cells = left_of(task.cells(), self._plan, self._report)
-                observer.took_turns(TurnsTaken(cells, 0, self._plan.budget_seconds * len(cells), None))
+                observer.took_turns(TurnsTaken(cells, None, self._plan.budget_seconds * len(cells), None))
             else:
                 observer.started(task.cells()[0])
 
