@@ -84,9 +84,9 @@ class FakeEngine:
                 raise outcome
             if outcome == "refused":
                 return Done(number=task.number, findings=Findings(refusal=["node7 cannot measure", "install it"]))
-            if outcome in ("lost", "unreached", "full"):
-                status = "oom" if outcome == "full" else "error"
-                return Lost(number=task.number, why="node7 died", counts=outcome != "unreached", status=status)
+            if outcome in ("lost", "node lost", "unreached", "full"):
+                status, counts = "oom" if outcome == "full" else "error", {"node lost": 0.25, "unreached": 0}.get(outcome, 1)
+                return Lost(number=task.number, why="node7 died", counts=counts, status=status)
             records.append(self.record(task, cell, outcome, node))
         return Done(number=task.number, findings=Findings(records=records, environment=node, description=HERE, node=node))
 

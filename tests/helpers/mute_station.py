@@ -6,11 +6,14 @@ For the second task it does not answer.
 import sys
 import time
 
-print(flush=True)
+sys.stdout.write("\n")
+sys.stdout.flush()
 for number, task in enumerate(sys.stdin):
     for _ in range(10):
         time.sleep(0.1)
-        print(flush=True)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
     if number:
         time.sleep(1000)
-    print(len(task), flush=True)
+    sys.stdout.write(f"{len(task)}\n")
+    sys.stdout.flush()

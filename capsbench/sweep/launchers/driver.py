@@ -23,7 +23,7 @@ from capsbench.sweep.timekeeper import free_numbers
 from capsbench.timed_rounds import TurnsTaken
 
 MOST_TRIES = 3
-"""Number of workers that may be lost over a task before its cells end in an error."""
+"""Number of workers that may be lost over a task before its cells end in an error; several lost machines count as one."""
 
 _LOOK_SECONDS = 5.0
 """Seconds after which the driver looks up from its wait, so that it hears Ctrl-C whatever the engine does."""
@@ -58,7 +58,10 @@ class Driver:
         self._count = 0
         self._in_flight: dict[int, Task] = {}
         """Tasks that have been submitted and have not come back, in the order of submission."""
-        self._tries: Counter[int] = Counter()
+        self._tries: dict[int, float] = {}
+        """Tries that each task has cost, by its number."""
+        self._losses: Counter[int] = Counter()
+        """Workers that were lost over each task."""
         self._shown = 0
         self._homes: dict[tuple[object, ...], str] = {}
         """Key of the environment that cells which are compared to each other must have, by the values that they share."""
@@ -212,7 +215,8 @@ class Driver:
     def _may_be_tried_again(self, lost: Lost) -> bool:
         """Count a lost worker, and return whether its task may be given to another one."""
         # A cell that takes all memory of one machine may find more on the next.
-        self._tries[lost.number] += lost.counts
+        self._tries[lost.number] = self._tries.get(lost.number, 0.0) + lost.counts
+        self._losses[lost.number] += lost.counts > 0
         return self._tries[lost.number] < MOST_TRIES
 
     def _try_again(self, lost: Sequence[Task], why: str) -> None:
@@ -232,11 +236,11 @@ class Driver:
 
     def _give_up(self, task: Task, lost: Lost) -> None:
         """End the cells of a task that no worker has survived."""
-        tries = self._tries[task.number]
+        losses = self._losses[task.number]
         known = {record.cell.key(): record for record in self._report.records}
         for cell in left_of(task.cells(), self._plan, self._report) if task.in_turn else task.cells():
             record = known.get(cell.key()) or Record(cell=cell, status="error")
-            message = f"{tries} workers were lost while they measured it, the last one because {lost.why}"
+            message = f"{losses} workers were lost while they measured it, the last one because {lost.why}"
             self._keep(
                 record.model_copy(update={"status": lost.status, "message": message, "time": None}), alone=not task.in_turn
             )

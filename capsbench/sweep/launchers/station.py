@@ -1,8 +1,8 @@
 """A station: `python -m capsbench.sweep.launchers.station` measures one task after another on one device.
 
 Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each; empty lines in between
-show that the station lives. Each cell has fresh processes of its own; the station only waits for them. It ends at once, with all that it started, when standard input closes:
-its driver has cancelled the task, or its worker is gone.
+show that the station lives. Each cell has fresh processes of its own; the station only waits for them. It ends at once, with all
+that it started, when standard input closes: its driver has cancelled the task, or its worker is gone.
 """
 
 import contextlib
@@ -32,9 +32,8 @@ from capsbench.sweep.launchers.protocol import Findings, Task
 from capsbench.sweep.local import Sources, alone_on
 from capsbench.sweep.timekeeper import Timekeeper
 
-
 _FORKS = Forks()
-"""Makes the processes that count bytes on a CPU, for all tasks of this station until one takes times."""
+"""The source of the processes that count bytes on a CPU, for all tasks of this station until one takes times."""
 
 
 def findings_of(text: str) -> str:

@@ -139,9 +139,7 @@ def test_gpus_that_only_workers_have_are_named(store):
 
     assert told(0) == []
     assert told(2, device="cuda:0", threads=None) == []
-    assert told(2) == [
-        "note: this machine has no GPU, so that `device` auto is cpu; give `device` cuda for the workers' GPUs"
-    ]
+    assert told(2) == ["note: this machine has no GPU, so that `device` auto is cpu; give `device` cuda for the workers' GPUs"]
 
 
 def test_a_cell_that_loses_every_worker_is_an_error_that_says_so(store):
@@ -150,6 +148,14 @@ def test_a_cell_that_loses_every_worker_is_an_error_that_says_so(store):
     assert record.status == "error"
     assert record.message == f"{MOST_TRIES} workers were lost while they measured it, the last one because node7 died"
     assert len(engine.submitted) == 6 + MOST_TRIES - 1
+
+
+def test_a_machine_that_dies_counts_less_than_a_worker(store):
+    found = {("rescapsnet", 1): ["node lost"] * 11 + ["ok"], ("rescapsnet", 2): ["lost", *["node lost"] * 8]}
+    drive(plan(models=("rescapsnet",)), store, FakeEngine(found))
+    assert outcomes(store) == in_series(["ok", "error", "ok"])
+    (failed,) = [record for record in store.records if record.status == "error"]
+    assert failed.message.startswith("9 workers were lost")
 
 
 def test_a_cell_that_fills_every_machine_is_out_of_memory(store):

@@ -130,6 +130,26 @@ def test_a_node_without_the_package_ends_the_sweep_in_two_lines(odd_node, tmp_pa
         drive(plan(4), tmp_path / "report", engine())
 
 
+def test_nodes_may_all_die_if_others_come(cluster, tmp_path):
+    class Killer:
+        count = 0
+
+        def started(self, cell):
+            pass
+
+        def finished(self, record):
+            self.count += 1
+            if self.count == 4:
+                for node in list(cluster.worker_nodes):
+                    cluster.remove_node(node, allow_graceful=False)
+                threading.Timer(5, lambda: [cluster.add_node(num_cpus=2, wait=False, **SMALL) for _ in range(2)]).start()
+
+    texts = []
+    report = drive(plan(24), tmp_path / "report", engine(), observers=[Killer()], notify=texts.append)
+    assert [record.status for record in report.records] == ["ok"] * 24
+    assert texts[0].startswith("note: ")
+
+
 def test_ctrl_c_ends_what_is_being_measured(cluster, tmp_path):
     planned = plan(2)
     planned = planned.model_copy(update={"cells": [*planned.cells, Cell(configuration=make_configuration("tests:sleeps", 1))]})

@@ -145,7 +145,7 @@ def test_a_station_may_take_its_time_but_must_show_that_it_lives(monkeypatch):
 def test_a_station_shows_that_it_lives_while_it_measures(monkeypatch):
     monkeypatch.setattr(station, "BEAT_SECONDS", 0.01)
     source, answers = os.pipe()
-    with open(source) as lines, open(answers, "w") as written:
+    with os.fdopen(source) as lines, os.fdopen(answers, "w") as written:
         with station._beating(written):
             assert [next(lines), next(lines)] == ["\n", "\n"]
         written.close()
