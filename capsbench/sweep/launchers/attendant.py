@@ -55,7 +55,10 @@ class _Station:
             while not (found := self._line(process)):
                 pass
         except EOFError:
-            raise StationEnded(self._last_words()) from None
+            words = self._last_words()
+            if not self._has_begun and process.returncode > 0:  # it would fail for every task
+                return refusal(f"{socket.gethostname()} cannot measure: the process of its cells {words}")
+            raise StationEnded(words) from None
         except BaseException:  # it is silent, or the task was cancelled
             self.close()
             raise

@@ -142,6 +142,13 @@ def test_a_station_may_take_its_time_but_must_show_that_it_lives(monkeypatch):
         attendant._STATION.close()
 
 
+def test_a_machine_on_which_no_station_starts_refuses_every_task():
+    found = Findings.model_validate_json(attend("a task", packed([]), module="helpers.no_such_station"))
+    assert found.refusal[0].partition(" cannot measure: ")[2].startswith("the process of its cells ended with status 1: ")
+    assert "no_such_station" in found.refusal[0]
+    assert attendant._STATION._process is None
+
+
 def test_a_station_shows_that_it_lives_while_it_measures(monkeypatch):
     monkeypatch.setattr(station, "BEAT_SECONDS", 0.01)
     source, answers = os.pipe()
