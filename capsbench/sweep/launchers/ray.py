@@ -73,7 +73,7 @@ class RayEngine:
         self._queue: list[Task] = []
         """Tasks that wait for a node of their own, or, after all nodes were lost, for any."""
         self._had_nodes = set[bool]()
-        """Whether there was ever a node for tasks without a GPU (False), and with one (True)."""
+        """The kinds of tasks for which there was ever a node: without a GPU (False), and with one (True)."""
         self._kinds: dict[bool, dict[str, str]] = {}
         """Key of the environment of each node, with or without a GPU for the task; empty until the node has answered."""
         self._questions: dict[Any, tuple[bool, str]] = {}
