@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import IO, cast
 
 from capsbench.families import FAMILY, end_with_family, last_words
@@ -47,11 +48,9 @@ class _Station:
     def measure(self, task: str, belongings: str, module: str, gpu: str | None) -> str:
         """Have a task measured, and return its findings."""
         process = self._started(belongings, module, gpu)
-        to = cast("IO[bytes]", process.stdin)
+        # A station that was stopped would take no more of a long task than fits into a pipe.
+        threading.Thread(target=_send, args=(process.stdin, task), daemon=True).start()
         try:
-            with contextlib.suppress(BrokenPipeError):
-                to.write(task.encode() + b"\n")
-                to.flush()
             while not (found := self._line(process)):
                 pass
         except EOFError:
@@ -132,6 +131,13 @@ class _Station:
         words = last_words(process, printed)
         self.close()
         return words
+
+
+def _send(to: IO[bytes], task: str) -> None:
+    """Send a task to a station, as far as it lives to take it."""
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        to.write(task.encode() + b"\n")
+        to.flush()
 
 
 _STATION = _Station()
