@@ -148,7 +148,8 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
 def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
     """Print the largest value that fits of each line (a batch for each depth), and return the exit status."""
     from capsbench.prediction.apart import call_for
-    from capsbench.prediction.fit import check_axis, largest_fit
+    from capsbench.prediction.axis_fit import check_axis
+    from capsbench.prediction.fit import largest_fit
     from capsbench.terminal.prediction import fit_text
 
     fits = []
