@@ -61,7 +61,7 @@ class RayEngine:
                     f"Ray cannot be reached {where}: {error_line(error, _LONGEST_REASON)}",
                     "start it there with 'ray start --head', or leave `address` out to use this machine alone",
                 ) from None
-            ray._private.worker._worker_logs_enabled = False  # it would print to standard output that a node has died
+            self._ray._private.worker._worker_logs_enabled = False  # it would print to standard output that a node has died
         self._module, self._exclusive = module, exclusive_node
         self._belongings = ray.put(belongings)
         # Ray ends a worker after each task with a GPU by default, in case it holds memory there, which none of ours does.
