@@ -12,8 +12,8 @@ class TurnsTaken:
     """The state of cells that take turns, after a round."""
 
     cells: Sequence[Cell]
-    rounds: int
-    """Rounds that the cells have taken, those of an earlier process included."""
+    rounds: int | None
+    """Rounds that the cells have taken, those of an earlier process included; None while a worker elsewhere takes them."""
     seconds_left: float
     """Seconds of the time budget that are left."""
     slopes_share: float | None

@@ -103,7 +103,9 @@ def sweep_as_typed(
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
     axes = typed_axes(cells, given)
-    launching = Launching(given["launcher"], given["address"], _once(given["slurm"], "--slurm"), given["exclusive_node"])
+    launching = Launching(
+        given["launcher"], given["address"], _once(given["slurm"], "--slurm"), given["exclusive_node"], given["device"]
+    )
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
@@ -188,7 +190,7 @@ class Screen:
 
     def notify(self, text: str) -> None:
         """Print a text that a person should know."""
-        say(self._console, with_flags(text, {"time_budget": "--time-budget"}))
+        say(self._console, with_flags(text, {"time_budget": "--time-budget", "device": "--device"}))
 
     def announce(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Estimate:
         """Announce the work, and return the estimate that was printed."""

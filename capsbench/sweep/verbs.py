@@ -93,7 +93,10 @@ class Logged:
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Take note of a round of cells that take turns."""
-        _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
+        if state.rounds is None:
+            _LOG.info("%d cells take turns on a worker", len(state.cells))
+        else:
+            _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
 
 
 def run(
@@ -165,7 +168,7 @@ def run(
     """
     given = locals()
     refuse_while_importing()
-    launching = Launching(launcher, address, slurm or {}, exclusive_node)
+    launching = Launching(launcher, address, slurm or {}, exclusive_node, device)
     launching.check()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
     sweep = Sweep(
@@ -350,6 +353,8 @@ def _measure_elsewhere(
     apart.close()
     with closing(launching.engine(report.folder, packed(sources.files()))) as engine:
         driver = Driver(plan, report, engine, sources, data_directory, watcher.notify, patience=wait, observers=observers)
+        if launching.device == "auto":
+            driver.note_unused_gpus()
         driver.run(between=lambda: note_unchanged(plan, report, watcher))
 
 

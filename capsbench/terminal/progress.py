@@ -59,10 +59,10 @@ class Progress(Display):
         """Show a round of cells that take turns."""
         known = "" if state.slopes_share is None else f", {_known(state.slopes_share / 2)}"
         rounds = state.rounds
-        self._current = f"{len(state.cells)} cells in turn: round {rounds}{known}"
+        self._current = f"{len(state.cells)} cells in turn{' on a worker' if rounds is None else f': round {rounds}{known}'}"
         # A line for every round would be hundreds.
-        if rounds >= 2 * self._round:
-            self._round = rounds
+        if rounds is None or rounds >= 2 * self._round:
+            self._round = rounds or 0
             self._say(f"{self._current}; {self._times()}")
 
     def _say(self, text: str) -> None:

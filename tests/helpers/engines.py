@@ -38,17 +38,17 @@ class FakeEngine:
         nodes: environments of the machines, which take turns.
     """
 
-    def __init__(self, outcomes=None, *, order=lambda tasks: tasks[0], at_once=1, nodes=("abcd",), kinds=None, behind=()):
+    def __init__(self, outcomes=None, *, order=lambda tasks: tasks[0], at_once=1, nodes=("abcd",), kinds=None, behind=(), gpus=0):
         self.outcomes, self.order, self.at_once, self.nodes = outcomes or {}, order, at_once, nodes
-        self.room, self.behind = kinds or {}, list(behind)
+        self.machines, self.behind = kinds or {}, list(behind)
         self.queue, self.submitted, self.cancelled, self.tries = [], [], [], {}
-        self.taken, self.closed = 0, False
+        self.taken, self.closed, self.gpus = 0, False, gpus
 
     def kinds(self, sample):
-        return self.room
+        return self.machines
 
     def room(self, sample):
-        return 4.0
+        return float(self.gpus) if sample.needs_gpu() else 4.0
 
     def left_behind(self):
         return self.behind
@@ -84,9 +84,9 @@ class FakeEngine:
                 raise outcome
             if outcome == "refused":
                 return Done(number=task.number, findings=Findings(refusal=["node7 cannot measure", "install it"]))
-            if outcome in ("lost", "unreached", "full"):
-                status = "oom" if outcome == "full" else "error"
-                return Lost(number=task.number, why="node7 died", counts=outcome != "unreached", status=status)
+            if outcome in ("lost", "node lost", "unreached", "full"):
+                status, counts = "oom" if outcome == "full" else "error", {"node lost": 0.25, "unreached": 0}.get(outcome, 1)
+                return Lost(number=task.number, why="node7 died", counts=counts, status=status)
             records.append(self.record(task, cell, outcome, node))
         return Done(number=task.number, findings=Findings(records=records, environment=node, description=HERE, node=node))
 

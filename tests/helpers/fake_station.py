@@ -1,6 +1,7 @@
 """A station whose cells take a tenth of a second and measure nothing: `python -m helpers.fake_station`.
 
-Cells of the model `ends` end the station; those of `sleeps` never come back.
+Cells of the model `ends` end the station; those of `sleeps` never come back. With the variable
+FAKE_TORCH the machine has that release of torch.
 """
 
 import os
@@ -12,7 +13,7 @@ from helpers.made import make_record
 SECONDS = 0.1
 
 
-def measure(cell, plan, *, environment, data_directory=None, turn=None):
+def measure(cell, plan, *, environment, data_directory=None, turn=None, forks=None):
     it = cell.configuration
     if it.model == "tests:ends":
         os._exit(7)
@@ -23,5 +24,8 @@ def measure(cell, plan, *, environment, data_directory=None, turn=None):
 
 
 if __name__ == "__main__":
+    if "FAKE_TORCH" in os.environ:
+        here = station._environment()
+        station._environment = lambda: here | {"packages": {**here["packages"], "torch": os.environ["FAKE_TORCH"]}}
     station.measure_cell = measure
     station.main()

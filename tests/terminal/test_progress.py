@@ -27,11 +27,11 @@ def clock(monkeypatch):
     return made
 
 
-def shown(left, share=None):
+def shown(left, share=None, rounds=4):
     """Text that a round of turns prints, while so many seconds are left and slopes are known within a share."""
     out = io.StringIO()
     with Progress(Console(file=out, width=200), 3, left) as made:
-        made.took_turns(TurnsTaken([], 4, 0.0, share))
+        made.took_turns(TurnsTaken([], rounds, 0.0, share))
     return out.getvalue().strip()
 
 
@@ -46,6 +46,10 @@ def shown(left, share=None):
 )
 def test_a_slope_that_is_hardly_known_is_called_so(share, text):
     assert text in shown(lambda: (3.0, 9.0), share)
+
+
+def test_rounds_that_a_worker_takes_are_not_counted():
+    assert shown(lambda: (3.0, 9.0), rounds=None).startswith("0 cells in turn on a worker; ")
 
 
 def test_the_last_second_is_not_counted(clock):

@@ -5,13 +5,16 @@ tasks of a device. Nothing here imports torch, so that the cluster's own process
 """
 
 import atexit
+import contextlib
 import json
 import os
 import secrets
+import select
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import IO, cast
 
 from capsbench.families import FAMILY, end_with_family, last_words
@@ -20,9 +23,16 @@ from capsbench.sweep.launchers.belongings import unpacked
 STATION = "capsbench.sweep.launchers.station"
 """The module that a station runs."""
 
+BEAT_SECONDS = 5.0
+"""Seconds between two empty lines of a station that measures, by which it shows that it has not been stopped."""
+
+_MOST_BEATS_MISSED = 6
+_START_SECONDS = 600.0
+"""Time that a station may take to import everything, before its first empty line."""
+
 
 class StationEnded(Exception):
-    """The station has ended without an answer."""
+    """The station has ended without an answer, or was ended because it was silent."""
 
 
 class _Station:
@@ -31,25 +41,52 @@ class _Station:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._printed: IO[bytes] | None = None
+        self._unread, self._has_begun = b"", False
         self._family = ""
         self._is_for: tuple[str, str, str | None] | None = None
 
     def measure(self, task: str, belongings: str, module: str, gpu: str | None) -> str:
         """Have a task measured, and return its findings."""
         process = self._started(belongings, module, gpu)
-        to, back = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+        # A station that was stopped would take no more of a long task than fits into a pipe.
+        threading.Thread(target=_send, args=(process.stdin, task), daemon=True).start()
         try:
-            to.write(task.encode() + b"\n")
-            to.flush()
-            found = back.readline()
-        except BrokenPipeError:
-            found = b""
-        except BaseException:  # the task was cancelled
+            while not (found := self._line(process)):
+                pass
+        except EOFError:
+            words = self._last_words()
+            if not self._has_begun and process.returncode > 0:  # it would fail for every task
+                return refusal(f"{socket.gethostname()} cannot measure: the process of its cells {words}")
+            raise StationEnded(words) from None
+        except BaseException:  # it is silent, or the task was cancelled
             self.close()
             raise
-        if not found.endswith(b"\n"):
-            raise StationEnded(self._last_words())
         return found.decode()
+
+    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """The next line of the station, empty for a sign of life.
+
+        Raises:
+            EOFError: the station has ended.
+            StationEnded: it gives no sign of life.
+        """
+        back = cast("IO[bytes]", process.stdout).fileno()
+        poll = select.poll()
+        poll.register(back, select.POLLIN)
+        missed, most = 0, _MOST_BEATS_MISSED if self._has_begun else int(_START_SECONDS / BEAT_SECONDS)
+        while b"\n" not in self._unread:
+            # Many short waits, not a long one: after both processes were stopped and go on, only the last of them has passed.
+            if poll.poll(1000 * BEAT_SECONDS):
+                received = os.read(back, 2**16)
+                if not received:
+                    raise EOFError
+                self._unread += received
+                missed = 0
+            elif (missed := missed + 1) >= most:
+                raise StationEnded(f"no sign of life from the station in {most * BEAT_SECONDS:g} s")
+        self._has_begun = True
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
 
     def close(self) -> None:
         """End the station, and all that it started."""
@@ -66,6 +103,7 @@ class _Station:
         folder, variables = unpacked(belongings, os.environ)
         variables.pop("CUDA_VISIBLE_DEVICES", None)
         self._family, self._is_for = secrets.token_hex(8), wanted
+        self._unread, self._has_begun = b"", False
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the station
         # -P: a folder `capsbench` in the working directory must not replace the installed package. A station does not use CUDA,
         # and its processes must be able to.
@@ -93,6 +131,13 @@ class _Station:
         words = last_words(process, printed)
         self.close()
         return words
+
+
+def _send(to: IO[bytes], task: str) -> None:
+    """Send a task to a station, as far as it lives to take it."""
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        to.write(task.encode() + b"\n")
+        to.flush()
 
 
 _STATION = _Station()

@@ -23,7 +23,7 @@ from capsbench.sweep.runner import Observer, RanOut, check_room, remaining, unin
 from capsbench.timed_rounds import TurnsTaken
 
 MOST_TRIES = 3
-"""Number of workers that may be lost over a task before its cells end in an error."""
+"""Number of workers that may be lost over a task before its cells end in an error; several lost machines count as one."""
 
 _LOOK_SECONDS = 5.0
 """Seconds after which the driver looks up from its wait, so that it hears Ctrl-C whatever the engine does."""
@@ -58,7 +58,10 @@ class Driver:
         self._count = 0
         self._in_flight: dict[int, Task] = {}
         """Tasks that have been submitted and have not come back, in the order of submission."""
-        self._tries: Counter[int] = Counter()
+        self._tries: dict[int, float] = {}
+        """Tries that each task has cost, by its number."""
+        self._losses: Counter[int] = Counter()
+        """Workers that were lost over each task."""
         self._shown = 0
         self._homes: dict[tuple[object, ...], str] = {}
         """Key of the environment that cells which are compared to each other must have, by the values that they share."""
@@ -90,6 +93,15 @@ class Driver:
             raise
         self._report.forget_rounds()
 
+    def note_unused_gpus(self) -> None:
+        """Report that workers have GPUs, where this machine, which has none, chose the device."""
+        cell = next((cell for cell in self._plan.cells if cell.configuration.device == "cpu"), None)
+        if cell is None:
+            return
+        on_gpu = cell.configuration.model_copy(update={"device": "cuda:0", "threads": None})
+        if self._engine.room(self._task([Cell(configuration=on_gpu)], self._plan.passes)):
+            self._notify("note: this machine has no GPU, so that `device` auto is cpu; give `device` cuda for the workers' GPUs")
+
     def _take_left_behind(self) -> None:
         """Take what workers have found for an earlier driver, as far as it is not in the report."""
         cells = {cell.key() for cell in self._plan.cells}
@@ -97,8 +109,7 @@ class Driver:
             settled = self._report.settled(task.plan.passes)
             keys = {record.cell.key() for record in findings.records}
             if keys <= cells and not keys <= settled and task.package == self._package:
-                self._in_flight[task.number] = task
-                self._take(Done(number=task.number, findings=findings))
+                self._take(task, findings)
 
     def _tasks_alone(self) -> list[Task]:
         """Tasks of the cells that are measured by themselves, each with its passes, but for those that need not be tried."""
@@ -157,7 +168,7 @@ class Driver:
         check_room(self._report)
         for observer in self._observers:
             if isinstance(observer, Estimate):
-                observer.at_once = self._engine.room(tasks[0])
+                observer.at_once = max(1.0, self._engine.room(tasks[0]))
         self._submit(tasks)
         while self._in_flight:
             self._show()
@@ -169,20 +180,24 @@ class Driver:
         self._engine.submit(sent)
 
     def _take_all(self, outcomes: Iterable[Done | Lost]) -> None:
-        """Take what came back, all of it before Ctrl-C or a worker's refusal ends the sweep."""
+        """Take what came back, all of it before Ctrl-C or a worker's refusal ends the sweep, and submit lost tasks again."""
         with uninterrupted():
+            again, why = list[Task](), ""
             for outcome in sorted(outcomes, key=_is_refusal):
-                self._take(outcome)
+                task = self._in_flight.pop(outcome.number, None)
+                if task is None:  # it was cancelled meanwhile
+                    continue
+                if isinstance(outcome, Done):
+                    self._take(task, outcome.findings)
+                elif self._may_be_tried_again(outcome):
+                    again.append(task)
+                    why = outcome.why
+                else:
+                    self._give_up(task, outcome)
+            self._try_again(again, why)
 
-    def _take(self, outcome: Done | Lost) -> None:
-        """Take what came back of a task."""
-        task = self._in_flight.pop(outcome.number, None)
-        if task is None:  # it was cancelled meanwhile
-            return
-        if isinstance(outcome, Lost):
-            self._lose(task, outcome)
-            return
-        findings = outcome.findings
+    def _take(self, task: Task, findings: Findings) -> None:
+        """Take what was found for a task."""
         if findings.refusal:
             raise ConfigurationError(*findings.refusal)
         for text in findings.texts:
@@ -197,18 +212,35 @@ class Driver:
             kept = not_this_source(record.cell) if self._sources.has_changed(record.cell) else record
             self._keep(kept, alone=not task.in_turn)
 
-    def _lose(self, task: Task, lost: Lost) -> None:
-        """Submit a task again whose worker was lost, or end its cells in an error."""
+    def _may_be_tried_again(self, lost: Lost) -> bool:
+        """Count a lost worker, and return whether its task may be given to another one."""
         # A cell that takes all memory of one machine may find more on the next.
-        self._tries[task.number] += lost.counts
-        if self._tries[task.number] < MOST_TRIES:
-            self._submit([task])
-            return
-        tries = self._tries[task.number]
+        self._tries[lost.number] = self._tries.get(lost.number, 0.0) + lost.counts
+        self._losses[lost.number] += lost.counts > 0
+        return self._tries[lost.number] < MOST_TRIES
+
+    def _try_again(self, lost: Sequence[Task], why: str) -> None:
+        """Submit tasks again whose workers were lost, but for cells that have become too large meanwhile."""
+        tasks, count = [], 0
+        for task in lost:
+            skipped = None if task.in_turn else self._full.skipped(task.cells()[0])
+            if skipped is not None:
+                self._keep(skipped)
+            else:
+                tasks.append(task)
+                count += len(task.cells())
+        if tasks:
+            cells = "1 cell is" if count == 1 else f"{count} cells are"
+            self._notify(f"note: {cells} measured again, since a worker was lost: {why}")
+            self._submit(tasks)
+
+    def _give_up(self, task: Task, lost: Lost) -> None:
+        """End the cells of a task that no worker has survived."""
+        losses = self._losses[task.number]
         known = {record.cell.key(): record for record in self._report.records}
         for cell in left_of(task.cells(), self._plan, self._report) if task.in_turn else task.cells():
             record = known.get(cell.key()) or Record(cell=cell, status="error")
-            message = f"{tries} workers were lost while they measured it, the last one because {lost.why}"
+            message = f"{losses} workers were lost while they measured it, the last one because {lost.why}"
             self._keep(
                 record.model_copy(update={"status": lost.status, "message": message, "time": None}), alone=not task.in_turn
             )
@@ -247,7 +279,7 @@ class Driver:
         for observer in self._observers:
             if task.in_turn:
                 cells = left_of(task.cells(), self._plan, self._report)
-                observer.took_turns(TurnsTaken(cells, 0, self._plan.budget_seconds * len(cells), None))
+                observer.took_turns(TurnsTaken(cells, None, self._plan.budget_seconds * len(cells), None))
             else:
                 observer.started(task.cells()[0])
 

@@ -27,12 +27,14 @@ class Launching:
         address: address of a Ray cluster; None for the one that this machine belongs to, or else a new one on this machine.
         slurm: parameters of Slurm jobs by name, as sbatch has them; `cluster=local` runs the jobs as processes of this machine.
         exclusive_node: let nothing else run on a node while times are taken there.
+        device: the device of the cells, as it was given.
     """
 
     launcher: str = "local"
     address: str | None = None
     slurm: Mapping[str, Any] = field(default_factory=dict)
     exclusive_node: bool = False
+    device: str = "auto"
 
     def is_local(self) -> bool:
         """Return whether this process measures, one cell at a time."""

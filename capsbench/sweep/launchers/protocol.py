@@ -91,8 +91,9 @@ class Lost(BaseModel):
     """The reason in words."""
     status: Literal["error", "oom"] = "error"
     """Status of its cells if no worker can measure them; `oom` if the machine had no memory left."""
-    counts: bool = True
-    """False if the task was never begun, so that it may be given to another worker without limit."""
+    counts: float = 1.0
+    """Part of a try that it costs: 1 if a worker died; less if all of its machine did, which is seldom due to the task; 0 if the
+    task was never begun, so that it may be given to another worker without limit."""
 
 
 class Engine(Protocol):

@@ -6,6 +6,7 @@ each (`attendant`). A task that Ray has lost is reported as such, and never trie
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -16,10 +17,13 @@ from capsbench.sweep.launchers.attendant import STATION
 from capsbench.sweep.launchers.protocol import Done, Findings, Lost, Task
 
 _SURVEY_SECONDS = 120.0
-"""Longest time that nodes may take to describe themselves; one that does not is given no task for which its kind matters."""
+"""Longest time that tasks wait for the first nodes to describe themselves; tasks for which its kind matters wait for no other."""
 
 _GRACE_SECONDS = 60.0
 """Seconds for which no node may be able to take the tasks that are in the queue, since a lost node may come back."""
+
+_NODE_COUNTS = 0.25
+"""Part of a try that a node costs which has died: nodes that are rented for less are taken back while they work."""
 
 _LONGEST_REASON = 200
 
@@ -45,6 +49,8 @@ class RayEngine:
         self._ray: Any = ray
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
+            # A Ray that starts here would let its workers give way to all other processes, which times must not.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             try:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -55,6 +61,7 @@ class RayEngine:
                     f"Ray cannot be reached {where}: {error_line(error, _LONGEST_REASON)}",
                     "start it there with 'ray start --head', or leave `address` out to use this machine alone",
                 ) from None
+            self._ray._private.worker._worker_logs_enabled = False  # it would print to standard output that a node has died
         self._module, self._exclusive = module, exclusive_node
         self._belongings = ray.put(belongings)
         # Ray ends a worker after each task with a GPU by default, in case it holds memory there, which none of ours does.
@@ -64,9 +71,13 @@ class RayEngine:
         self._nodes: dict[Any, frozenset[str]] = {}
         """The nodes on which a task may run, by its reference; all are allowed for one that is not here."""
         self._queue: list[Task] = []
-        """Tasks that wait for a whole node."""
+        """Tasks that wait for a node of their own, or, after all nodes were lost, for any."""
+        self._had_nodes = set[bool]()
+        """The kinds of tasks for which there was ever a node: without a GPU (False), and with one (True)."""
         self._kinds: dict[bool, dict[str, str]] = {}
-        """Key of the environment of each node, with or without a GPU for the task."""
+        """Key of the environment of each node, with or without a GPU for the task; empty until the node has answered."""
+        self._questions: dict[Any, tuple[bool, str]] = {}
+        """Nodes that have been asked for it, by references to their answers."""
         self._stuck_since: float | None = None
         self._looked, self._found = -math.inf, dict[str, dict[str, float]]()
 
@@ -94,34 +105,25 @@ class RayEngine:
             ConfigurationError: no node can take one of them.
         """
         for task in tasks:
-            nodes = self._able(task)
-            if not nodes:
+            if self._able(task):
+                self._had_nodes.add(task.needs_gpu())
+            elif task.needs_gpu() not in self._had_nodes:
                 raise self._unable(task)
-            if self._exclusive and task.takes_times():
-                self._queue.append(task)
-                continue
-            allowed = self._of_kind(task, nodes)
-            most = max(nodes[node]["CPU"] for node in allowed)
-            options: dict[str, Any] = {"num_cpus": min(1 if task.needs_gpu() else task.threads(), most)}
-            options |= {"num_gpus": 1} if task.needs_gpu() else {}
-            options |= {} if len(allowed) == len(nodes) else {"label_selector": {"ray.io/node-id": f"in({','.join(allowed)})"}}
-            ref = self._begin(task, options)
-            if "label_selector" in options:
-                self._nodes[ref] = frozenset(allowed)
-        self._fill_nodes()
+        self._queue += tasks
+        self._fill()
 
     def wait(self, seconds: float) -> list[Done | Lost]:
         """Return tasks that have ended, as soon as there is one, or nothing after this time."""
         refs = list(self._refs)
         if not refs:
-            time.sleep(seconds if self._queue else 0)
+            time.sleep(min(1.0, seconds) if self._queue else 0)
         ready = self._ray.wait(refs, num_returns=1, timeout=seconds)[0] if refs else []
         if ready:
             ready = self._ray.wait(refs, num_returns=len(refs), timeout=0)[0]
         outcomes = [self._outcome(ref, self._forget(ref)) for ref in ready]
         if not outcomes:
             outcomes = self._unreachable()
-        self._fill_nodes()
+        self._fill()
         return outcomes
 
     def cancel(self, numbers: Sequence[int]) -> None:
@@ -134,15 +136,12 @@ class RayEngine:
     def close(self) -> None:
         """End all tasks, and leave the cluster."""
         self.cancel([task.number for task in (*self._queue, *self._refs.values())])
+        for ref in self._questions:
+            self._end(ref)
         if self._is_ours:
             self._ray.shutdown()
 
     # Tasks
-
-    def _begin(self, task: Task, options: Mapping[str, Any]) -> Any:
-        ref = self._function.options(**options).remote(task.model_dump_json(), self._belongings, self._module)
-        self._refs[ref] = task
-        return ref
 
     def _forget(self, ref: Any) -> Task:
         self._nodes.pop(ref, None)
@@ -156,23 +155,40 @@ class RayEngine:
         try:
             return Done(number=task.number, findings=Findings.model_validate_json(self._ray.get(ref)))
         except self._ray.exceptions.TaskUnschedulableError as error:
-            return Lost(number=task.number, why=error_line(error, _LONGEST_REASON), counts=False)
+            return Lost(number=task.number, why=error_line(error, _LONGEST_REASON), counts=0)
         except self._ray.exceptions.OutOfMemoryError as error:
             return Lost(number=task.number, why=error_line(error, _LONGEST_REASON), status="oom")
+        except (self._ray.exceptions.NodeDiedError, self._ray.exceptions.LocalRayletDiedError) as error:
+            return Lost(number=task.number, why=_why(error), counts=_NODE_COUNTS)
         except self._ray.exceptions.RayError as error:
             return Lost(number=task.number, why=_why(error))
 
-    def _fill_nodes(self) -> None:
-        """Give each free node one of the tasks that wait for a whole one."""
-        for task in list(self._queue):
+    def _fill(self) -> None:
+        """Hand tasks to Ray, but for those that wait for a node of their own, or for any node."""
+        waiting = []
+        for task in self._queue:
             nodes = self._able(task)
-            taken = {node for ref, others in self._nodes.items() if self._refs[ref].takes_times() for node in others}
-            node = next((node for node in self._of_kind(task, nodes) if node not in taken), None)
-            if node is not None:
-                self._queue.remove(task)
-                options = {"num_cpus": nodes[node]["CPU"], "label_selector": {"ray.io/node-id": node}}
-                options |= {"num_gpus": nodes[node]["GPU"]} if nodes[node]["GPU"] else {}
-                self._nodes[self._begin(task, options)] = frozenset([node])
+            allowed, alone = self._of_kind(task, nodes), self._exclusive and task.takes_times()
+            if alone:
+                taken = {node for ref, others in self._nodes.items() if self._refs[ref].takes_times() for node in others}
+                allowed = [node for node in allowed if node not in taken][:1]
+            if allowed:
+                self._begin(task, nodes, allowed, alone=alone)
+            else:
+                waiting.append(task)
+        self._queue = waiting
+
+    def _begin(self, task: Task, nodes: Mapping[str, Mapping[str, float]], allowed: Sequence[str], *, alone: bool) -> None:
+        """Hand a task to Ray, for one of some nodes, which it may have alone."""
+        most = {name: max(nodes[node][name] for node in allowed) for name in ("CPU", "GPU")}
+        wanted = most if alone else {"CPU": 1 if task.needs_gpu() else min(task.threads(), most["CPU"]), "GPU": task.needs_gpu()}
+        options: dict[str, Any] = {"num_cpus": wanted["CPU"], "num_gpus": int(wanted["GPU"])}
+        chosen = alone or len(allowed) < len(nodes)
+        options |= {"label_selector": {"ray.io/node-id": f"in({','.join(allowed)})"}} if chosen else {}
+        ref = self._function.options(**options).remote(task.model_dump_json(), self._belongings, self._module)
+        self._refs[ref] = task
+        if chosen:
+            self._nodes[ref] = frozenset(allowed)
 
     # Nodes
 
@@ -223,35 +239,40 @@ class RayEngine:
         found: list[Done | Lost] = []
         for ref in [ref for ref, nodes in self._nodes.items() if nodes.isdisjoint(living)]:
             self._end(ref)
-            found.append(Lost(number=self._forget(ref).number, why="all nodes of its kind have died", counts=False))
+            found.append(Lost(number=self._forget(ref).number, why="all nodes of its kind have died", counts=0))
         return found
 
     def _surveyed(self, sample: Task) -> Mapping[str, str]:
-        """The kind of each node, which new nodes are asked for.
+        """The kind of each node that has answered. New nodes are asked, and only the first ones are waited for.
 
         Raises:
             ConfigurationError: a node lacks this package, or has another version.
         """
         gpu = sample.needs_gpu()
         known = self._kinds.setdefault(gpu, {})
+        until = time.monotonic() + (0.0 if known else _SURVEY_SECONDS)
         question = sample.model_copy(update={"plan": sample.plan.model_copy(update={"passes": []}), "known": [], "rounds": []})
-        asked = {}
         for node in self._able(sample):
             if node not in known:
-                known[node] = ""  # a node that gives no answer is not asked again
+                known[node] = ""
                 options = {"num_cpus": 0, "num_gpus": int(gpu), "label_selector": {"ray.io/node-id": node}}
                 remote = self._function.options(**options)
-                asked[remote.remote(question.model_dump_json(), self._belongings, self._module)] = node
-        if asked:
-            answered, silent = self._ray.wait(list(asked), num_returns=len(asked), timeout=_SURVEY_SECONDS)
-            for ref in silent:
+                self._questions[remote.remote(question.model_dump_json(), self._belongings, self._module)] = gpu, node
+        while self._questions:
+            living, seconds = self._living(), min(1.0, until - time.monotonic())
+            for ref in [ref for ref, (_, node) in self._questions.items() if node not in living]:
                 self._end(ref)
+                del self._questions[ref]
+            answered = self._ray.wait(list(self._questions), timeout=max(0.0, seconds))[0] if self._questions else []
             for ref in answered:
+                of_gpu, node = self._questions.pop(ref)
                 outcome = self._outcome(ref, question)
                 if isinstance(outcome, Done) and outcome.findings.refusal:
                     raise ConfigurationError(*outcome.findings.refusal)
                 if isinstance(outcome, Done):
-                    known[asked[ref]] = outcome.findings.environment
+                    self._kinds[of_gpu][node] = outcome.findings.environment
+            if not answered and seconds <= 0:
+                break
         return {node: kind for node, kind in known.items() if kind}
 
 

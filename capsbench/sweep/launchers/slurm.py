@@ -102,7 +102,7 @@ class SlurmEngine:
         """Return the number of tasks that this machine can take at once; 1 where Slurm decides."""
         if self._cluster == "slurm":
             return 1.0
-        return max(1.0, _gpus() if sample.needs_gpu() else _cores() // sample.threads())
+        return float(_gpus() if sample.needs_gpu() else max(1, _cores() // sample.threads()))
 
     def left_behind(self) -> list[tuple[Task, Findings]]:
         """Return what jobs of a driver that was killed have found, and cancel the others."""

@@ -1,8 +1,8 @@
 """A station: `python -m capsbench.sweep.launchers.station` measures one task after another on one device.
 
-Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each. Each cell has fresh
-processes of its own; the station only waits for them. It ends at once, with all that it started, when standard input closes:
-its driver has cancelled the task, or its worker is gone.
+Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each; empty lines in between
+show that the station lives. Each cell has fresh processes of its own; the station only waits for them. It ends at once, with all
+that it started, when standard input closes: its driver has cancelled the task, or its worker is gone.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
@@ -22,13 +23,17 @@ from capsbench.families import FAMILY, end_family
 from capsbench.fingerprint import package_digest
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
+from capsbench.measure.forkserver import Forks
 from capsbench.records import SCHEMA_VERSION, Cell, Record, Round
 from capsbench.report import Report
 from capsbench.sweep.groups import left_of
-from capsbench.sweep.launchers.attendant import refusal
+from capsbench.sweep.launchers.attendant import BEAT_SECONDS, refusal
 from capsbench.sweep.launchers.protocol import Findings, Task
 from capsbench.sweep.local import Sources, alone_on
 from capsbench.sweep.timekeeper import Timekeeper
+
+_FORKS = Forks()
+"""The source of the processes that count bytes on a CPU, for all tasks of this station until one takes times."""
 
 
 def findings_of(text: str) -> str:
@@ -51,6 +56,8 @@ def measured(task: Task) -> Findings:
     found = Findings(environment=key_of(description), description=description, node=socket.gethostname())
     if not task.plan.passes:  # the driver asks for the environment alone
         return found
+    if task.takes_times():
+        _FORKS.close()  # nothing idle lies next to what is timed
     if task.in_turn:
         records, found.rounds = _in_turn(task, found.environment, texts)
     else:
@@ -63,7 +70,10 @@ def _by_itself(cell: Cell, task: Task, environment: str) -> Record:
     # Others whom a cell waits for are mostly tasks of the same sweep, which are no news.
     turn = partial(alone_on, cell.configuration.device, lambda _: None, folder=task.folder, patience=task.patience)
     try:
-        return measure_cell(cell, task.plan, environment=environment, data_directory=_data_directory(task), turn=turn)
+        return measure_cell(
+            cell, task.plan, environment=environment, data_directory=_data_directory(task), turn=turn,
+            forks=None if task.takes_times() else _FORKS,
+        )  # fmt: skip
     except CapsbenchError as error:  # the device stayed in use
         return Record(cell=cell, status="error", message=one_line(error), environment=environment)
 
@@ -112,6 +122,25 @@ def _read(lines: IO[str], tasks: "queue.SimpleQueue[str]") -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def _beating(answers: IO[str]) -> Iterator[None]:
+    """Write empty lines while the body runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            while not over.wait(BEAT_SECONDS):
+                print(file=answers, flush=True)
+
+    beats = threading.Thread(target=beat, daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+
+
 def main() -> None:
     """Measure tasks until standard input closes."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -119,9 +148,12 @@ def main() -> None:
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, tasks), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
+        print(file=answers, flush=True)
         while True:
-            answers.write(findings_of(tasks.get()) + "\n")
-            answers.flush()
+            task = tasks.get()
+            with _beating(answers):
+                found = findings_of(task)
+            print(found, file=answers, flush=True)
 
 
 if __name__ == "__main__":

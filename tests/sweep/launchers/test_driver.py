@@ -23,7 +23,7 @@ MODELS = ("rescapsnet", "mocapsnet")
 
 def plan(depths=(1, 2, 3), models=MODELS, replicates=1, passes=("memory",), **fields):
     cells = [
-        Cell(configuration=make_configuration(model, blocks, threads=2, **fields), replicate=replicate)
+        Cell(configuration=make_configuration(model, blocks, **{"threads": 2} | fields), replicate=replicate)
         for replicate in range(replicates)
         for blocks in depths
         for model in models
@@ -115,12 +115,47 @@ def test_a_lost_task_is_measured_elsewhere(store):
     assert Counter(task.number for task in engine.submitted).most_common(1)[0][1] == 3
 
 
+def test_tasks_that_are_lost_together_are_one_message(store):
+    told = []
+    outcomes = {("mocapsnet", 2): ["lost", "ok"], ("mocapsnet", 3): ["lost", "ok"]}
+    engine = drive(plan(), store, FakeEngine(outcomes, at_once=6), notify=told.append)
+    assert told == ["note: 2 cells are measured again, since a worker was lost: node7 died"]
+    assert len(engine.submitted) == 8
+
+
+@pytest.mark.parametrize("order", [None, last])
+def test_a_lost_cell_is_not_measured_again_if_it_has_become_too_large(store, order):
+    found = {("rescapsnet", 1): "oom", ("rescapsnet", 3): ["lost", "ok"]}
+    engine = drive(plan(models=("rescapsnet",)), store, FakeEngine(found, at_once=3, **({"order": order} if order else {})))
+    assert len(engine.submitted) == 3
+    assert outcomes(store) == in_series(["oom", "ok" if order else "skipped", "skipped"])
+
+
+def test_gpus_that_only_workers_have_are_named(store):
+    def told(gpus, **fields):
+        texts, planned = [], plan(models=("rescapsnet",), **fields)
+        Driver(planned, store, FakeEngine(gpus=gpus), Sources(planned), notify=texts.append).note_unused_gpus()
+        return texts
+
+    assert told(0) == []
+    assert told(2, device="cuda:0", threads=None) == []
+    assert told(2) == ["note: this machine has no GPU, so that `device` auto is cpu; give `device` cuda for the workers' GPUs"]
+
+
 def test_a_cell_that_loses_every_worker_is_an_error_that_says_so(store):
     engine = drive(plan(), store, FakeEngine({("mocapsnet", 2): "lost"}))
     (record,) = [record for record in store.records if record.status != "ok"]
     assert record.status == "error"
     assert record.message == f"{MOST_TRIES} workers were lost while they measured it, the last one because node7 died"
     assert len(engine.submitted) == 6 + MOST_TRIES - 1
+
+
+def test_a_machine_that_dies_counts_less_than_a_worker(store):
+    found = {("rescapsnet", 1): ["node lost"] * 11 + ["ok"], ("rescapsnet", 2): ["lost", *["node lost"] * 8]}
+    drive(plan(models=("rescapsnet",)), store, FakeEngine(found))
+    assert outcomes(store) == in_series(["ok", "error", "ok"])
+    (failed,) = [record for record in store.records if record.status == "error"]
+    assert failed.message.startswith("9 workers were lost")
 
 
 def test_a_cell_that_fills_every_machine_is_out_of_memory(store):
@@ -407,7 +442,7 @@ def test_a_kind_that_has_died_out_is_replaced(store):
 
     def outcome(task):
         found = usual(task)
-        engine.room = {"h100": 2, "l4": 1}
+        engine.machines = {"h100": 2, "l4": 1}
         return found
 
     engine._outcome = outcome

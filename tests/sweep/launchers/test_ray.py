@@ -16,6 +16,9 @@ from helpers.made import make_configuration
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
+SMALL = {"object_store_memory": 80 * 2**20}
+"""Memory of a node for objects; by default it takes a third of the machine's."""
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -24,12 +27,10 @@ def cluster():
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = with_tests()
-    # By default each node takes a third of the machine's memory for objects.
-    small = {"object_store_memory": 100 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
     try:
         for _ in range(2):
-            made.add_node(num_cpus=2, **small)
+            made.add_node(num_cpus=2, **SMALL)
         ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
         yield made
     finally:
@@ -81,7 +82,7 @@ def test_times_may_have_a_node_for_themselves(cluster, tmp_path):
 
 
 def test_a_node_that_dies_costs_only_what_was_in_flight(cluster, tmp_path):
-    extra = cluster.add_node(num_cpus=2)
+    extra = cluster.add_node(num_cpus=2, **SMALL)
     used, begun = engine(), threading.Event()
 
     class Killer:
@@ -100,6 +101,72 @@ def test_a_node_that_dies_costs_only_what_was_in_flight(cluster, tmp_path):
     assert begun.is_set()
     assert [record.status for record in report.records] == ["ok"] * 40
     assert len(report.path.read_text().splitlines()) == 40
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "capsbench":
+            raise ModuleNotFoundError("No module named 'capsbench'", name="capsbench")
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.fixture
+def odd_node(cluster):
+    """A function that adds a node with other variables to the cluster, for this test alone."""
+    nodes = []
+    yield lambda **variables: nodes.append(cluster.add_node(num_cpus=2, env_vars=variables, **SMALL))
+    for node in nodes:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+def test_cells_that_are_compared_are_measured_on_nodes_with_the_same_torch(odd_node, tmp_path):
+    odd_node(FAKE_TORCH="1.0")
+    texts = []
+    report = drive(plan(12), tmp_path / "report", engine(), notify=texts.append)
+    assert [record.status for record in report.records] == ["ok"] * 12
+    assert len({record.environment for record in report.records}) == 1
+    assert texts == []
+
+
+def test_a_node_without_the_package_ends_the_sweep_in_two_lines(odd_node, tmp_path):
+    # Ray's workers look for modules where the driver found them, too.
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_THE_PACKAGE)
+    odd_node(PYTHONPATH=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"cannot measure: capsbench is not installed\ninstall the driver's version"):
+        drive(plan(4), tmp_path / "report", engine())
+
+
+def test_nodes_may_all_die_if_others_come(cluster, tmp_path):
+    class Killer:
+        count = 0
+
+        def started(self, cell):
+            pass
+
+        def finished(self, record):
+            self.count += 1
+            if self.count == 4:
+                for node in list(cluster.worker_nodes):
+                    cluster.remove_node(node, allow_graceful=False)
+
+    texts = []
+
+    def notify(text):
+        texts.append(text)
+        if len(texts) == 1:  # their loss is known
+            for _ in range(2):
+                cluster.add_node(num_cpus=2, wait=False, **SMALL)
+
+    report = drive(plan(24), tmp_path / "report", engine(), observers=[Killer()], notify=notify)
+    assert [record.status for record in report.records] == ["ok"] * 24
+    assert "measured again, since a worker was lost" in texts[0]
 
 
 def test_ctrl_c_ends_what_is_being_measured(cluster, tmp_path):

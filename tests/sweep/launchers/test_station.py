@@ -1,6 +1,7 @@
 """A station, and the attendant that keeps it: tasks of a driver in a process of a worker."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -40,6 +41,22 @@ def test_each_cell_of_a_task_is_measured_with_its_passes_and_limits(monkeypatch)
     assert asked == [(cell(1), ["memory"], found.environment), (cell(2), ["memory"], found.environment)]
     assert [record.status for record in found.records] == ["ok", "ok"]
     assert found.description["packages"]["torch"]
+
+
+def test_bytes_are_counted_by_forks_whose_process_ends_before_times_are_taken(monkeypatch):
+    asked, closed = [], []
+
+    def measure(one, plan, **options):
+        asked.append(options["forks"])
+        return make_record(one.configuration.model, one.configuration.blocks)
+
+    forks = SimpleNamespace(close=lambda: closed.append(len(asked)))
+    monkeypatch.setattr(station, "measure_cell", measure)
+    monkeypatch.setattr(station, "_FORKS", forks)
+    station.measured(task())
+    assert (asked, closed) == ([forks], [])
+    station.measured(task(plan=Plan(command="", cells=[cell()], passes=["time"])))
+    assert (asked, closed) == ([forks, None], [1])
 
 
 @pytest.mark.parametrize("changed", [{"package": "another"}, {"schema_version": 1}])
@@ -108,6 +125,38 @@ def test_the_station_is_kept_for_the_next_task_and_started_anew_for_another_gpu(
     finally:
         attendant._STATION.close()
     assert not psutil.pid_exists(int(again[0]))
+
+
+def test_a_station_may_take_its_time_but_must_show_that_it_lives(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", with_tests())
+    monkeypatch.setattr(attendant, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(attendant, "_MOST_BEATS_MISSED", 4)
+    belongings = packed([])
+    try:
+        assert attend("a task", belongings, module="helpers.mute_station") == "7"  # after more than four beats
+        process = attendant._STATION._process
+        with pytest.raises(StationEnded, match=r"^no sign of life from the station in 0\.8 s$"):
+            attend("another", belongings, module="helpers.mute_station")
+        assert process.poll() is not None
+    finally:
+        attendant._STATION.close()
+
+
+def test_a_machine_on_which_no_station_starts_refuses_every_task():
+    found = Findings.model_validate_json(attend("a task", packed([]), module="helpers.no_such_station"))
+    assert found.refusal[0].partition(" cannot measure: ")[2].startswith("the process of its cells ended with status 1: ")
+    assert "no_such_station" in found.refusal[0]
+    assert attendant._STATION._process is None
+
+
+def test_a_station_shows_that_it_lives_while_it_measures(monkeypatch):
+    monkeypatch.setattr(station, "BEAT_SECONDS", 0.01)
+    source, answers = os.pipe()
+    with os.fdopen(source) as lines, os.fdopen(answers, "w") as written:
+        with station._beating(written):
+            assert [next(lines), next(lines)] == ["\n", "\n"]
+        written.close()
+        lines.read()
 
 
 def test_a_gpu_is_known_by_its_identity(monkeypatch):
