@@ -28,13 +28,18 @@ TrainStep = Callable[[nn.Module, Any, Any], object]
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries."""
-    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries, unless parameters are complex."""
+    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=_can_be_fused(parameters))
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make AdamW at 1e-3 with torch's own weight decay, in its fused form."""
-    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+    """Make AdamW at 1e-3 with torch's own weight decay, in its fused form unless parameters are complex."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=_can_be_fused(parameters))
+
+
+def _can_be_fused(parameters: list[nn.Parameter]) -> bool:
+    """Return whether torch has a fused form of Adam for parameters."""
+    return all(parameter.is_floating_point() for parameter in parameters)
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
