@@ -101,8 +101,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
+            of_class = isinstance(self.module, type)
             raise ConfigurationError(
-                f"a case's module is {described(self.module)}",
+                f"a case's module is {f'the class {self.module.__name__}' if of_class else described(self.module)}",
                 "give a torch.nn.Module first, then its inputs: Case(module, inputs)",
             )
         for name, example in _FUNCTIONS.items():
@@ -125,6 +126,19 @@ class Case:
         elif not self.module._forward_pre_hooks:  # which may change the arguments
             hint = "module(*inputs), or module(**inputs) with a dictionary"
             _check_call(self.module.forward, "module", *_call_of(self.inputs), hint=hint)
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Refuse a loss that cannot be called with the output and the targets."""
+        if self.targets is not None and self.loss is None:
+            raise ConfigurationError(
+                "a case has targets, but no loss that takes them",
+                "give a loss of the output and the targets, such as loss=torch.nn.functional.cross_entropy, or leave them out",
+            )
+        if isinstance(self.loss, type) and issubclass(self.loss, nn.Module):
+            raise ConfigurationError(
+                f"a case's loss is the class {self.loss.__name__}, not a loss made of it", f"give loss={self.loss.__name__}()"
+            )
         if self.loss is not None:
             given = (None,) if self.targets is None else (None, self.targets)
             _check_call(self.loss, "loss function", given, hint="loss(output), or loss(output, targets) of a case with targets")

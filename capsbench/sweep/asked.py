@@ -74,7 +74,8 @@ class Sweep:
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
         if unknown is not None:
-            hint = suggesting(unknown, SWEPT_OPTIONS, f"choose among {', '.join(SWEPT_OPTIONS)}")
+            known = [*SWEPT_OPTIONS, "depths", "vary", "settings", "repeats"]
+            hint = suggesting(unknown, known, f"choose among {', '.join(SWEPT_OPTIONS)}")
             raise ConfigurationError(f"a sweep takes no {unknown}", hint)
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
