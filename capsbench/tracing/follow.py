@@ -140,7 +140,7 @@ class Follow(Operators):
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._evaluated_again = set[int]()
-        """Those of these nodes that backward made, such as a checkpoint's, and that nobody has looked at yet."""
+        """Nodes of these that backward made, as a checkpoint does, and that nobody has looked at yet, by their numbers."""
         self._reads = 0
         self._indices = False
         """True while whole numbers keep their values."""
