@@ -100,10 +100,10 @@ class Case:
     """True if `loss` is computed under autocast, as the output is, where the precision asks for autocast."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, nn.Module):
-            of_class = isinstance(self.module, type)
+        module: object = self.module
+        if not isinstance(module, nn.Module):
             raise ConfigurationError(
-                f"a case's module is {f'the class {self.module.__name__}' if of_class else described(self.module)}",
+                f"a case's module is {f'the class {module.__name__}' if isinstance(module, type) else described(module)}",
                 "give a torch.nn.Module first, then its inputs: Case(module, inputs)",
             )
         for name, example in _FUNCTIONS.items():
