@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.command_line import parser_of, print_page
 from capsbench.gate.check import judge
-from capsbench.gate.summary import Summary, summarize
+from capsbench.gate.summarize import summarize
+from capsbench.gate.summary import Summary
 from capsbench.report import Report
 
 TARGET = Path(__file__).with_suffix(".md")

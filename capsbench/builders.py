@@ -89,7 +89,7 @@ def _signature_of(factory: Callable[..., object]) -> inspect.Signature | None:
             return None
 
 
-def build_network(
+def call_builder(
     factory: Callable[..., object], builder: Builder, model: str, classes: int, settings: Mapping[str, Any]
 ) -> object:
     """Call a function that builds a network.

@@ -17,8 +17,8 @@ from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import OPTIONS, OWN_INPUTS
-from capsbench.prediction.fit import neighbours
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
+from capsbench.prediction.search import neighbours
 from capsbench.prediction.seconds import modelled_seconds
 from capsbench.prediction.timelines import timeline_of
 from capsbench.records import Certainty, Configuration, MemoryFigures, Timeline

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 
 from torch import nn
 
-from capsbench.builders import Builder, build_network, builder_of
+from capsbench.builders import Builder, builder_of, call_builder
 from capsbench.carried import carried, carry, imported_name
 from capsbench.case import Case, described
 from capsbench.catalog import DatasetSpec
@@ -165,7 +165,7 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     factory = resolve_model(configuration.model)
     builder = builder_behind(configuration)
     if builder is not None:
-        made = build_network(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
+        made = call_builder(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
         return keeping_less(as_module(configuration.model, made, spec), configuration)
     options = configuration.arguments() | more
     if configuration.model not in BUILT_IN and not _names(factory, "memory"):

@@ -351,7 +351,7 @@ def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
     Raises:
         StoreError: there are no records, or they are of a newer schema.
     """
-    from capsbench.gate.summary import summarize
+    from capsbench.gate.summarize import summarize
 
     damages = [damage for report in reports for damage in report.damages]
     if not any(report.records for report in reports):

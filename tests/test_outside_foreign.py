@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capsbench.data.preprocess import Batch
 from capsbench.gate.paired_series import _by_module
-from capsbench.gate.summary import summarize
+from capsbench.gate.summarize import summarize
 from capsbench.measure import worker
 from capsbench.measure.worker import memory_pass
 from capsbench.records import Cell, Record, StepFigures

@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import STANDARD_OUTPUT, Command, echo, echo_json, typed_command
-from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
+from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError
 from capsbench.paths import with_typed_paths
 from capsbench.report import reports_below, summary_of

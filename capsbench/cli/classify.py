@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import DEVICE_OPTION, FOLDER
+from capsbench.cli.flags import DEVICE_OPTION
 from capsbench.cli.output import writing
 from capsbench.cli.streams import printing_aside
+from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError
 from capsbench.paths import with_typed_paths
 

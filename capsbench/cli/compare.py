@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS, NameList
+from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import console_of, load_summary, say
+from capsbench.cli.types import FOLDER, NameList
 from capsbench.errors import ConfigurationError
 from capsbench.options import OPTIONS
 

@@ -4,7 +4,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import OneOf
+from capsbench.cli.types import OneOf
 from capsbench.errors import ConfigurationError
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Group, echo
-from capsbench.cli.flags import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
+from capsbench.cli.flags import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION
 from capsbench.cli.output import writing
+from capsbench.cli.typed import require_command
+from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER, OPEN_OPTION, NameList, OneOf
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, OPEN_OPTION
 from capsbench.cli.output import declared, open_in_browser, warn_of_damages
+from capsbench.cli.types import FOLDER, NameList, OneOf
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read
 from capsbench.report import reports_below

@@ -8,19 +8,10 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import (
-    BASIS_OPTION,
-    FOLDER,
-    MODEL_OPTIONS,
-    SECTIONS,
-    OneOf,
-    Parsed,
-    axis_named,
-    cell_option,
-    cell_options,
-    refuse_given,
-)
+from capsbench.cli.flags import BASIS_OPTION, MODEL_OPTIONS, SECTIONS, cell_option, cell_options
 from capsbench.cli.output import console_of, say
+from capsbench.cli.typed import refuse_given
+from capsbench.cli.types import FOLDER, OneOf, Parsed, axis_named
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import SWEPT_OPTIONS
@@ -148,7 +139,8 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
 def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
     """Print the largest value that fits of each line (a batch for each depth), and return the exit status."""
     from capsbench.prediction.apart import call_for
-    from capsbench.prediction.fit import check_axis, largest_fit
+    from capsbench.prediction.axis_fit import check_axis
+    from capsbench.prediction.fit import largest_fit
     from capsbench.terminal.prediction import fit_text
 
     fits = []

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import FOLDER, OPEN_OPTION
+from capsbench.cli.flags import OPEN_OPTION
 from capsbench.cli.output import open_in_browser, warn
+from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import nothing_to_read
 from capsbench.paths import typed

@@ -11,21 +11,18 @@ from capsbench.cli.flags import (
     DATA_DIR_OPTION,
     DEVICE_OPTION,
     DOWNLOAD_OPTION,
-    FOLDER,
     MACHINE_OPTIONS,
     SECTIONS,
     SWEEP_OPTIONS,
-    NameList,
-    OneOf,
     cell_option,
     cell_options,
     machine_of,
-    require_command,
     scale_option,
     together,
     validation_option,
-    whole_number,
 )
+from capsbench.cli.typed import require_command
+from capsbench.cli.types import FOLDER, NameList, OneOf, whole_number
 from capsbench.options import MODELS
 
 SWEPT = {

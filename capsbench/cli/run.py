@@ -5,16 +5,9 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.flags import (
-    BASIS_OPTION,
-    MODEL_OPTIONS,
-    OPEN_OPTION,
-    SECTIONS,
-    SWEEP_OPTIONS,
-    OneOf,
-    cell_options,
-    was_left_out,
-)
+from capsbench.cli.flags import BASIS_OPTION, MODEL_OPTIONS, OPEN_OPTION, SECTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.cli.typed import was_left_out
+from capsbench.cli.types import OneOf
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass
 

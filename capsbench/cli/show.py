@@ -6,9 +6,10 @@ import click
 from rich.text import Text
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
 from capsbench.cli.output import console_of, load_records, no_slopes
 from capsbench.cli.streams import signs_of
+from capsbench.cli.types import FOLDER
 
 
 @click.command("show", cls=Command)

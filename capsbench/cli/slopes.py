@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER, Parsed, parse_place
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
 from capsbench.cli.output import load_records, print_estimates, print_slopes
+from capsbench.cli.types import FOLDER, Parsed, parse_place
 from capsbench.errors import ConfigurationError
 
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from capsbench.axes import AxisForm, declared_forms, parse_depths
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
+from capsbench.cli.flags import machine_of
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
+from capsbench.cli.typed import refuse_for_own, was_left_out
 from capsbench.drawing import SLOPES
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable

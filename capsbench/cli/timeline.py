@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, SETTINGS_OPTION, NameList, cell_option, cell_options, positive
+from capsbench.cli.flags import DATA_DIR_OPTION, SETTINGS_OPTION, cell_option, cell_options
+from capsbench.cli.types import FOLDER, NameList, positive
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS

@@ -13,21 +13,16 @@ from capsbench.cli.flags import (
     DATA_DIR_OPTION,
     DEVICE_OPTION,
     DOWNLOAD_OPTION,
-    FOLDER,
-    OneOf,
-    Parsed,
     cell_option,
     cell_options,
-    number,
-    refuse_for_own,
-    refuse_given,
     scale_option,
     together,
     validation_option,
-    whole_number,
 )
 from capsbench.cli.output import console_of
 from capsbench.cli.streams import printing_aside
+from capsbench.cli.typed import refuse_for_own, refuse_given
+from capsbench.cli.types import FOLDER, OneOf, Parsed, number, whole_number
 from capsbench.errors import ConfigurationError, Interrupted
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, WITHOUT_BLOCKS
 from capsbench.paths import anchored, new_folder, unless_empty

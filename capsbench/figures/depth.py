@@ -129,41 +129,51 @@ def _grid(
     frame = along_with_levels(frame, axis or axes_in(frame)[0])
     if per == "epoch" and (frame[AXIS_COLUMN] == "batch_size").any():
         raise ConfigurationError("`per` is epoch along batch_size, which changes the steps of an epoch", "draw seconds per step")
-    datasets = list(dict.fromkeys(frame["dataset"])) or [""]
+    parts = _by_dataset(frame)
     styles = series_styles(frame)
     if width is not None:
         styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE | (SMALL if width is not None else {})):
-        axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
-        below: dict[int, int] = {}
-        parts = [frame[frame["dataset"] == dataset] for dataset in datasets]
+        axes = _axes_of(ax, len(parts), max(1, len(shown)), width)
         drawn = [
             _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)
-            for row, part in zip(axes, parts, strict=True)
+            for row, part in zip(axes, parts.values(), strict=True)
         ]
         rows_above = _common_legend(axes[0][0].figure, drawn) if ax is None and not with_fit else 0
-        for row, dataset, handles_of in zip(axes, datasets, drawn, strict=True):
-            for panel, metric, handles in zip(row, shown, handles_of, strict=False):
-                count = place_legend(panel, [] if rows_above else handles, may_grow=ax is None)
-                line = panel.get_subplotspec().rowspan.start if ax is None else 0
-                below[line] = max(below.get(line, 0), count)
-                of_a_cpu = metric.name == "process" and not on_gpu(frame).any()
-                title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
-                panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
+        rows_below = _label_panels(axes, parts, shown, drawn, with_legends=not rows_above, is_new=ax is None)
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
             axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
         if ax is None:
-            bars = [bar for row in axes for panel in row for bar in panel.containers]
-            alone = not with_fit and any(bar.lines[0].get_linestyle() == "None" for bar in bars)
-            nested = any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles)
-            caption = _caption(frame, timed=any(not metric.is_bytes for metric in shown), points_alone=alone, nested=nested)
+            caption = _caption(frame, axes, drawn, timed=any(not metric.is_bytes for metric in shown), with_fit=with_fit)
             over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
-            if with_paper and over_depth and not any(_has_comparable_memory(part, shown) for part in parts):
-                caption += _paper_caption(datasets)
-            _finish(axes[0][0].figure, caption, rows_above + sum(below.values()), width)
+            if with_paper and over_depth and not any(_has_comparable_memory(part, shown) for part in parts.values()):
+                caption += _paper_caption(list(parts))
+            _finish(axes[0][0].figure, caption, rows_above + rows_below, width)
     return axes
+
+
+def _by_dataset(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The cells of each data set, by its name; without any cell, those of none."""
+    return {dataset: frame[frame["dataset"] == dataset] for dataset in dict.fromkeys(frame["dataset"])} or {"": frame}
+
+
+def _label_panels(
+    axes: AxesGrid, parts: Mapping[str, pd.DataFrame], shown: Sequence[Metric], drawn: Sequence[Sequence[Sequence[Line2D]]], *,
+    with_legends: bool, is_new: bool,
+) -> int:  # fmt: skip
+    """Place titles and legends, and return the number of lines that legends below panels add to the height of a new figure."""
+    below: dict[int, int] = {}
+    for row, (dataset, part), handles_of in zip(axes, parts.items(), drawn, strict=True):
+        for panel, metric, handles in zip(row, shown, handles_of, strict=False):
+            count = place_legend(panel, handles if with_legends else [], may_grow=is_new)
+            line = panel.get_subplotspec().rowspan.start if is_new else 0
+            below[line] = max(below.get(line, 0), count)
+            of_a_cpu = metric.name == "process" and not on_gpu(part).any()
+            title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
+            panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
+    return sum(below.values())
 
 
 def _draw_row(
@@ -267,7 +277,9 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
     return given.reshape(rows, columns)
 
 
-def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bool) -> str:
+def _caption(
+    frame: pd.DataFrame, axes: AxesGrid, drawn: Sequence[Sequence[Sequence[Line2D]]], *, timed: bool, with_fit: bool
+) -> str:
     """The settings that all cells share, and the meaning of error bars, crosses, wide lines and points without a line."""
     shared = []
     blocks = frame["blocks"].dropna().unique()
@@ -285,9 +297,10 @@ def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bo
         shared += _turns_caption(frame) if timed else []
     if timed and (disturbed := noises(frame)):
         shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
-    if nested:
+    if any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles):
         shared.append("where lines coincide, a wider one with larger markers lies below a narrower one")
-    if points_alone:
+    bars = [bar for row in axes for panel in row for bar in panel.containers]
+    if not with_fit and any(bar.lines[0].get_linestyle() == "None" for bar in bars):
         shared.append("points without a line: no change measurable")
     return "; ".join([*shared, "axes need not start at 0"])
 

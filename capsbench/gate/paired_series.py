@@ -17,6 +17,7 @@ from capsbench.gate.paces import (
     paired_slope_change,
     slope_change,
 )
+from capsbench.gate.summarize import curve_of
 from capsbench.gate.summary import (
     COMPARED_BYTES,
     COMPARED_TIMES,
@@ -26,7 +27,6 @@ from capsbench.gate.summary import (
     SeriesSummary,
     SlopeSummary,
     Summary,
-    curve_of,
 )
 from capsbench.records import Status, adds_up
 from capsbench.stats.intervals import StandardError

@@ -9,7 +9,8 @@ from capsbench.errors import ConfigurationError
 from capsbench.frame import plain
 from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
-from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
+from capsbench.gate.summarize import summarize
+from capsbench.gate.summary import Summary, machine_parts, mapping
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
 from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list

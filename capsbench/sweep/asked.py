@@ -49,7 +49,7 @@ class Sweep:
         settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None,
         usual: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
-        self.models = tuple(models)
+        self.models, self.device, self.repeats = tuple(models), device, repeats
         self.varied = {
             name: axis_values(name, values)
             for name, values in ((name.replace("-", "_"), values) for name, values in _by_name("vary", vary).items())
@@ -66,25 +66,9 @@ class Sweep:
         chosen = (1,) if depths is None or self.usual_depth else depths
         self.depths: tuple[int, ...] = tuple(self.varied.get("blocks", chosen))
         self.depths_chosen = depths_chosen or "blocks" in self.varied
-        options |= {name: values for name, values in self.varied.items() if name in AXES_OF_FIELDS and name != "blocks"}
-        for name in SHAPE_NAMES:
-            if name in self.varied:
-                options["image_shape"] = self.varied[name]
-        self.device = device
-        self.repeats = repeats
-        unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
-        if unknown is not None:
-            known = [*SWEPT_OPTIONS, "depths", "vary", "settings", "repeats"]
-            hint = suggesting(unknown, known, f"choose among {', '.join(SWEPT_OPTIONS)}")
-            raise ConfigurationError(f"a sweep takes no {unknown}", hint)
-        values: dict[str, tuple[Any, ...]] = {}
-        for name in SWEPT_OPTIONS:
-            given = options.get(name)
-            values[name] = several(_shapes(given) if name == "image_shape" else given)
-            if given is None:
-                values[name] = ((usual or {}).get(name, OPTIONS[name].default),)
-            elif not values[name]:
-                raise ConfigurationError(f"`{name}` {given!r} has no value", f"give one or several, or leave `{name}` out")
+        given = options | _varied_options(self.varied)
+        _refuse_unknown(given)
+        values = {name: _option_values(name, given.get(name), usual or {}) for name in SWEPT_OPTIONS}
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -100,6 +84,34 @@ class Sweep:
     def shown(self, name: str) -> str:
         """Return the values of an option as they would be typed."""
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values[name])
+
+
+def _varied_options(varied: Mapping[str, Sequence[Any]]) -> dict[str, object]:
+    """The axes that are options of a cell, by the names of these."""
+    return {
+        "image_shape" if name in SHAPE_NAMES else name: values
+        for name, values in varied.items()
+        if name in SHAPE_NAMES or (name in AXES_OF_FIELDS and name != "blocks")
+    }
+
+
+def _refuse_unknown(options: Iterable[str]) -> None:
+    """Refuse a name that is no option of a sweep."""
+    for name in options:
+        if name not in SWEPT_OPTIONS:
+            known = [*SWEPT_OPTIONS, "depths", "vary", "settings", "repeats"]
+            hint = suggesting(name, known, f"choose among {', '.join(SWEPT_OPTIONS)}")
+            raise ConfigurationError(f"a sweep takes no {name}", hint)
+
+
+def _option_values(name: str, given: object, usual: Mapping[str, object]) -> tuple[Any, ...]:
+    """The values of an option; if none was given, the usual one, or its default."""
+    if given is None:
+        return (usual.get(name, OPTIONS[name].default),)
+    values = several(_shapes(given) if name == "image_shape" else given)
+    if not values:
+        raise ConfigurationError(f"`{name}` {given!r} has no value", f"give one or several, or leave `{name}` out")
+    return values
 
 
 def _by_name(field: str, given: object) -> Mapping[str, object]:

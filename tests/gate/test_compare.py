@@ -10,7 +10,8 @@ from capsbench.errors import ConfigurationError
 from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
-from capsbench.gate.summary import Summary, machine_parts, summarize
+from capsbench.gate.summarize import summarize
+from capsbench.gate.summary import Summary, machine_parts
 from capsbench.gate.verdicts import comparison_remarks, comparison_rows
 from capsbench.report import Report
 from capsbench.words.modules import ModuleChange, module_changes

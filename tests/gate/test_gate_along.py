@@ -7,7 +7,7 @@ import pytest
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import judge
 from capsbench.gate.findings import figure_name
-from capsbench.gate.summary import summarize
+from capsbench.gate.summarize import summarize
 from capsbench.gate.verdicts import CheckText, comparison_json
 from helpers.made import MIB, make_record, make_varied
 from helpers.seeded import write_report

@@ -32,8 +32,8 @@ import click
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from capsbench.cli.flags import NameList
 from capsbench.cli.group import cli
+from capsbench.cli.types import NameList
 from capsbench.errors import CapsbenchError
 from capsbench.records import Cell, Plan, Record, Timeline
 from helpers import ROOT

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from capsbench.gate.summary import CellSummary, SeriesSummary, Summary, TimeSummary, summarize
+from capsbench.gate.summarize import summarize
+from capsbench.gate.summary import CellSummary, SeriesSummary, Summary, TimeSummary
 from capsbench.records import Plan, StepFigures
 from capsbench.report import Report
 from helpers.made import MIB, make_configuration, make_record

@@ -7,7 +7,8 @@ import pytest
 
 from capsbench.options import DEEPEST
 from capsbench.prediction import fit
-from capsbench.prediction.fit import DEEPEST_TRACED, largest_fit
+from capsbench.prediction.depth_fit import DEEPEST_TRACED
+from capsbench.prediction.fit import largest_fit
 from helpers.made import make_configuration
 
 MIB = 2**20

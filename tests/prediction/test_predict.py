@@ -14,9 +14,11 @@ from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.models.front import CHUNKS, FORWARD
 from capsbench.options import DEEPEST
-from capsbench.prediction import fit, predict
-from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
+from capsbench.prediction import axis_fit, fit, predict
+from capsbench.prediction.depth_fit import CHECKED, DEEPEST_TRACED
+from capsbench.prediction.fit import largest_fit
 from capsbench.prediction.predict import Prediction, predict_cell
+from capsbench.prediction.search import neighbours
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
 from capsbench.sweep.asked import Sweep
@@ -380,8 +382,8 @@ def pretend_lengths(monkeypatch: pytest.MonkeyPatch, kind: str, room: int | None
         fits = room is None or nbytes <= room
         return Prediction(memory, fits, "" if fits else "it is full", room)
 
-    monkeypatch.setattr(fit, "trace_for", trace)
-    monkeypatch.setattr(fit, "predict_memory", answer)
+    monkeypatch.setattr(axis_fit, "trace_for", trace)
+    monkeypatch.setattr(axis_fit, "predict_memory", answer)
     return asked
 
 
@@ -422,7 +424,7 @@ def test_a_search_takes_few_looks_where_the_first_sizes_add_most(growth, best, f
         memory = SimpleNamespace(peak_allocated_bytes=growth(size), process_bytes=None)
         return Prediction(memory, growth(size) <= 50_000, "", 50_000)
 
-    assert fit.neighbours(at, 100_000, first=first, share=0) == (best, best + 1)
+    assert neighbours(at, 100_000, first=first, share=0) == (best, best + 1)
     assert len(asked) <= 20
 
 

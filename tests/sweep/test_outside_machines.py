@@ -24,7 +24,7 @@ import capsbench
 from capsbench import load, slopes
 from capsbench.errors import CapsbenchError, StoreError
 from capsbench.gate.compare import compare
-from capsbench.gate.summary import summarize
+from capsbench.gate.summarize import summarize
 from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.sweep import local

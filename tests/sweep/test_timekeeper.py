@@ -11,7 +11,7 @@ from capsbench.measure.turns import Built, Failed
 from capsbench.records import Cell, Plan, Round, Turn
 from capsbench.report import Report
 from capsbench.stats.turn_times import fit_turns
-from capsbench.sweep import slopes_so_far, timekeeper
+from capsbench.sweep import group_rounds, slopes_so_far, timekeeper
 from capsbench.sweep.timekeeper import Timekeeper
 from helpers.made import make_configuration, make_record
 
@@ -81,8 +81,8 @@ class Process:
 def process(monkeypatch):
     """Made-up processes in place of real ones, on a machine that does nothing else."""
     made = type("Made", (Process,), {"started": []})
-    monkeypatch.setattr(timekeeper, "Together", made)
-    monkeypatch.setattr(timekeeper, "cores_are_shared", lambda: False)
+    monkeypatch.setattr(group_rounds, "Together", made)
+    monkeypatch.setattr(group_rounds, "cores_are_shared", lambda: False)
     return made
 
 
@@ -162,8 +162,8 @@ def test_all_cells_take_turns_until_the_slopes_are_known(tmp_path, process):
 @pytest.mark.parametrize(("budget", "chosen", "shared"), [(20, False, True), (1, False, False), (20, True, False)])
 def test_threads_are_to_sleep_while_other_work_has_the_cores(tmp_path, process, monkeypatch, budget, chosen, shared):
     """Unless rounds are so short that the look would cost more, or a user has chosen how threads wait."""
-    monkeypatch.setattr(timekeeper, "cores_are_shared", lambda: True)
-    monkeypatch.setattr(timekeeper, "wait_is_chosen", lambda: chosen)
+    monkeypatch.setattr(group_rounds, "cores_are_shared", lambda: True)
+    monkeypatch.setattr(group_rounds, "wait_is_chosen", lambda: chosen)
     keep(tmp_path, plan_of(budget_seconds=budget))
     assert [one.request.shared for one in process.started] == [shared]
 

@@ -15,11 +15,11 @@ from capsbench.fingerprint import package_digest
 from capsbench.records import Cell, Pass, Plan, Record, Round
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
+from capsbench.sweep.group_rounds import free_numbers
 from capsbench.sweep.groups import compared, groups_of, left_of
 from capsbench.sweep.launchers.protocol import Done, Engine, Findings, Lost, Task
 from capsbench.sweep.local import Sources, not_this_source
 from capsbench.sweep.runner import Observer, RanOut, check_room, remaining, uninterrupted
-from capsbench.sweep.timekeeper import free_numbers
 from capsbench.timed_rounds import TurnsTaken
 
 MOST_TRIES = 3

@@ -3,7 +3,7 @@
 import pytest
 
 import capsbench
-from capsbench.cli.flags import parse_parameter
+from capsbench.cli.types import parse_parameter
 from capsbench.errors import ConfigurationError
 from capsbench.sweep.launchers import options
 from capsbench.sweep.launchers.options import Launching

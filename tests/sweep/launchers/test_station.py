@@ -10,7 +10,7 @@ import pytest
 from capsbench.fingerprint import package_digest
 from capsbench.measure.together import ProcessEnded
 from capsbench.records import Cell, Plan
-from capsbench.sweep import timekeeper
+from capsbench.sweep import group_rounds
 from capsbench.sweep.launchers import attendant, station
 from capsbench.sweep.launchers.attendant import StationEnded, attend, identity_of
 from capsbench.sweep.launchers.belongings import packed
@@ -73,8 +73,8 @@ class Process:
 
 
 def test_cells_that_take_turns_are_timed_in_a_folder_of_their_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(timekeeper, "Together", Process)
-    monkeypatch.setattr(timekeeper, "cores_are_shared", lambda: False)
+    monkeypatch.setattr(group_rounds, "Together", Process)
+    monkeypatch.setattr(group_rounds, "cores_are_shared", lambda: False)
     cells = [cell(blocks) for blocks in (1, 2)]
     known = [make_record("rescapsnet", blocks, threads=1).model_copy(update={"time": None}) for blocks in (1, 2)]
     plan = Plan(command="", cells=cells)

@@ -1,0 +1,152 @@
+"""The deepest network that fits: traced while growth may change, and extrapolated beyond."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from capsbench.options import DEEPEST
+from capsbench.prediction.predict import Prediction
+from capsbench.prediction.search import Fit, taken
+from capsbench.records import MemoryFigures
+
+CHECKED = (8, 16, 24, 32)
+"""Depths at which the growth of bytes is examined first."""
+EVEN_FROM = 128
+"""Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
+DEEPEST_TRACED = 256
+"""Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
+
+
+class Growth(NamedTuple):
+    """The growth of a quantity with depth, beyond the deepest network that was traced."""
+
+    nbytes: int
+    """Bytes at that depth, and the largest observed deviation from an even growth."""
+    per_block: float
+    """Most bytes that one block was seen to add, over many blocks."""
+    even: bool
+    """True if a block adds as much as before."""
+    rising: bool
+    """True if each block adds more than the one before."""
+
+    def after(self, blocks: int) -> float:
+        """Bytes with this many more blocks."""
+        return self.nbytes + self.per_block * blocks
+
+
+def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
+    """The deepest network that fits, if the deepest of `CHECKED` does."""
+    # Trace until one does not fit, and then those between; or until growth is even, and extrapolate the rest from it.
+    for blocks in CHECKED:
+        at(blocks)
+    fitting, failing, stride = CHECKED[-1], None, 1
+    while failing is None or failing - fitting > 1:
+        growths = _growths(known, fitting)
+        reached = _reached(growths, fitting, at(fitting).room_bytes)
+        if failing is not None:
+            # Stay off both ends, so that each look narrows the range.
+            margin = (failing - fitting) // 8
+            guess = min(max(reached, fitting + 1 + margin), failing - 1 - margin)
+        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and reached > 2 * fitting and all(one.even for one in growths)):
+            return _extrapolated(growths, fitting, reached, taken(at(fitting)))
+        elif reached > fitting:
+            # An odd stride does not meet a pattern of a few blocks at the same point each time.
+            guess = min(reached, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
+        else:
+            # It should not fit; if it does, the extrapolation was too low, and longer strides find the end sooner.
+            guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
+        fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
+    most = max(growth.per_block for growth in _growths(known, fitting))
+    reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {most:,.0f} bytes"
+    return Fit("depth", fitting, taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
+
+
+def _reached(growths: Sequence[Growth], deepest: int, room: int | None) -> int:
+    """Largest number of blocks that fits if everything grows as it was seen to."""
+    if room is None:
+        return DEEPEST
+    # The step's highest point may lie in another phase at greater depth, whose peak has a line of its own. The first to reach
+    # the room ends the search.
+    ends = [deepest + int((room - one.nbytes) // one.per_block) for one in growths if one.per_block > 0]
+    return max(min([*ends, DEEPEST]), deepest)
+
+
+def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, nbytes: int) -> Fit:
+    """The result for depths that are not traced: `reached` should fit, and the `deepest` that was traced takes `nbytes`."""
+    if any(growth.rising for growth in growths):
+        reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
+        return Fit("depth", deepest, nbytes, bounded=False, traced=True, reason=reason, looked_at=deepest)
+    largest = max(growths, key=lambda growth: growth.after(reached - deepest))
+    reason = f"more than {reached:,} was not looked at"
+    if largest.per_block:
+        reason = f"each block adds up to {largest.per_block:,.0f} bytes"
+    even = all(growth.even for growth in growths)
+    if not even:
+        reason += f", and not always the same up to {deepest} blocks"
+    nbytes, bounded = max(nbytes, int(largest.after(reached - deepest))), even and reached < DEEPEST
+    return Fit("depth", reached, nbytes, bounded=bounded, traced=reached == deepest, reason=reason, looked_at=deepest)
+
+
+def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
+    """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
+    traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
+    # However low they still are, the bytes at the end of forward or of backward become the highest point in the end.
+    *_, before, last = traced
+    standing = max(
+        (after - earlier) / (last - before)
+        for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
+    )
+    outside = {blocks: taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
+    found = []
+    for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
+        one = _growth({blocks: getattr(prediction.memory, peak) for blocks, prediction in traced.items()})
+        found.append(one._replace(nbytes=one.nbytes + max(outside.values()), per_block=max(one.per_block, standing)))
+    if len(set(outside.values())) > 1:
+        reserved = _reserved({blocks: taken(one) for blocks, one in traced.items()})
+        found.append(reserved._replace(nbytes=reserved.nbytes + max(outside.values()) - outside[last]))
+    return found
+
+
+class DepthStep(NamedTuple):
+    """The growth from one traced depth to the next."""
+
+    first: int
+    blocks: int
+    per_block: float
+
+
+def _steps(line: Mapping[int, int]) -> list[DepthStep]:
+    """The steps of a line: bytes by depth, ascending."""
+    return [DepthStep(low, high - low, (line[high] - line[low]) / (high - low)) for low, high in pairwise(line)]
+
+
+def _reserved(line: Mapping[int, int]) -> Growth:
+    """The growth with depth of an allocator's reserved memory."""
+    # Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump says little about
+    # growth: no more than an eighth is added to the growth over the whole range.
+    deepest = max(line)
+    first = min(blocks for blocks in line if 4 * blocks >= deepest)
+    fastest = max(step.per_block for step in _steps(line) if step.blocks >= CHECKED[0])
+    over_all = (line[deepest] - line[first]) / (deepest - first)
+    return Growth(line[deepest], min(fastest, 1.125 * over_all), even=True, rising=False)
+
+
+def _growth(line: Mapping[int, int]) -> Growth:
+    """The growth of one quantity with depth."""
+    deepest, steps = max(line), _steps(line)
+    # Early phases have ended by then, and close depths were examined for their own sake.
+    recent = [step for step in steps if 4 * step.first >= deepest and step.blocks >= CHECKED[0]] or steps[:1]
+    most = max(step.per_block for step in recent)
+    uneven = max((most - step.per_block) * step.blocks for step in recent)
+    earlier, last = steps[-2].per_block, steps[-1].per_block
+    close = 1e-3 * max(abs(earlier), abs(last))  # growth that differs by less is called even
+    rising = last - close > max((step.per_block for step in recent[:-1]), default=last)
+    return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
+
+
+def _standing(memory: MemoryFigures) -> tuple[int, int]:
+    """Bytes alive at the end of forward, and at the end of backward, without the batch."""
+    state, optimizer, retained, gradient = (
+        getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
+    )
+    return state + optimizer + retained, state + optimizer + gradient
