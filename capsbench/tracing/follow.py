@@ -52,7 +52,7 @@ _READS = "the model reads a tensor's value, for which the trace takes 0"
 _ALL_TRUE = "the model asks if all values of a tensor are true, which the trace takes to be so"
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
-_MASKS = "the sizes of tensors depend on values, such as a mask's, for which the trace takes 0: nothing is chosen"
+_MASKS = "sizes of tensors depend on values, such as a mask's, and the trace takes 0: nothing is chosen, so bytes may be too few"
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _KEEP_NUMBERS = {torch.ops.aten.mul, torch.ops.aten.div}
 """Operators whose nodes keep the number that a tensor is multiplied with, or divided by."""
