@@ -32,9 +32,11 @@ _WITH_BUFFERS = {
         "_embedding_bag_backward",
         "_embedding_bag_dense_backward",
         "_embedding_bag_per_sample_weights_backward",
+        "_fft_c2r",
+        "sort",
     )
 }
-"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, or sort the words of bags."""
+"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, sort, or overwrite a copy."""
 _CHOOSING = {getattr(torch.ops.aten, name) for name in ("where", "masked_fill", "masked_fill_")}
 """Operators point by point with a tensor of another type that is no operand: it chooses among the others."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
