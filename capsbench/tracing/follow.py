@@ -162,7 +162,10 @@ class Follow(Operators):
 
     def _follow_evaluated_again(self, call: Call) -> None:
         """Follow the numbers of nodes that backward made, once an operator takes what they returned."""
-        nodes = {one.grad_fn._sequence_nr(): one.grad_fn for one in call.tensors if one.grad_fn is not None}
+        nodes: dict[int, Any] = {}
+        for one in call.tensors:
+            with suppress(RuntimeError):  # torch refuses to say what made some views
+                nodes |= {} if one.grad_fn is None else {one.grad_fn._sequence_nr(): one.grad_fn}
         found = self._evaluated_again & nodes.keys()
         self._evaluated_again -= found
         self.follow_numbers(nodes[number] for number in found)
