@@ -174,7 +174,7 @@ def error_text(errors: Sequence[float]) -> str:
     """The median and the largest of some errors' sizes, and the number of those that are 0."""
     sizes = sorted(map(abs, errors))
     none = sum(size == 0 for size in sizes)
-    return f"median {statistics.median(sizes):.2g} %, largest {sizes[-1]:.2g} %, none in {none} of {len(sizes)}"
+    return f"median {statistics.median(sizes):.2g} %, largest {sizes[-1]:.2g} %, no error in {none} of {len(sizes)}"
 
 
 def measured_reserved() -> dict[str, int]:
@@ -218,7 +218,11 @@ def page(only: Sequence[str]) -> Iterator[str]:
     yield f"Made by `python -m benchmarks.predictions --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__}."
     yield "Each network is predicted and then measured, in processes of its own."
     yield ""
+    yield "The sizes of the errors over all networks:"
+    yield ""
     yield from _summary(rows)
+    yield ""
+    yield "The columns of the table:"
     yield ""
     yield from COLUMNS
     yield ""
