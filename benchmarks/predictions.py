@@ -174,7 +174,7 @@ def error_text(errors: Sequence[float]) -> str:
     """The median and the largest of some errors' sizes, and the number of those that are 0."""
     sizes = sorted(map(abs, errors))
     none = sum(size == 0 for size in sizes)
-    return f"median {statistics.median(sizes):.2g} %, largest {sizes[-1]:.2g} %, none in {none} of {len(sizes)}"
+    return f"median {statistics.median(sizes):.2g} %, largest {sizes[-1]:.2g} %, no error in {none} of {len(sizes)}"
 
 
 def measured_reserved() -> dict[str, int]:
@@ -188,19 +188,24 @@ def measured_reserved() -> dict[str, int]:
     }
 
 
+COLUMNS = (
+    "- *network*: the cases of `tests/helpers/networks_of_others.py`, and the classifiers of `benchmarks/networks.py`.",
+    "- *retained*: bytes that are alive after forward because backward will need them. *Peak allocated*: the most bytes in",
+    "  tensors at one moment of the step, weights, gradients and optimizer included. Both are counted on this CPU.",
+    "- *error*: the difference of the predicted bytes from the measured ones, as a share of these. ≈ marks a network whose step",
+    "  depends on values, so that nothing that is predicted of it is called exact.",
+    "- *MemTracker's*: the same error of PyTorch's own estimator of memory. — is a network that it cannot follow.",
+    f"- *reserved on an {DEFAULT_GPU}*: bytes that CUDA's caching allocator will hold, predicted without the card, and measured",
+    "  on one where a day with it has been recorded (`benchmarks/gpu.md`).",
+    "- *step, measured*: the median seconds of a training step here. *Modelled, over measured*: the seconds that the roofline",
+    "  model ([docs/predicting.md](../docs/predicting.md#seconds)) has for it, as a multiple of these: at 0.50 a step takes",
+    "  twice as long as modelled.",
+)
+"""The meaning of each column of the table."""
+
+
 def page(only: Sequence[str]) -> Iterator[str]:
     """The lines of the page."""
-    yield "# How good the predictions are"
-    yield ""
-    yield f"Made by `python -m benchmarks.predictions --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__};"
-    yield "its docstring describes how. Errors are those of the prediction over the measurement. ≈ marks a network whose step"
-    yield "depends on values, so that nothing of it is called exact; — a network that MemTracker cannot follow."
-    yield ""
-    yield (
-        "| network | retained, measured | error | MemTracker's | peak allocated, measured | error | MemTracker's | "
-        f"reserved on an {DEFAULT_GPU}, predicted | measured | step, measured | modelled, over measured |"
-    )
-    yield "| --- |" + " ---: |" * 10
     asked = {name: one for name, one in configurations().items() if not only or name in only}
     rows = [kept_bytes(name, configuration) for name, configuration in asked.items()]
     print("all bytes are known; seconds are measured from here on", file=sys.stderr, flush=True)
@@ -208,11 +213,27 @@ def page(only: Sequence[str]) -> Iterator[str]:
     os.environ.update(variables_of("time"))
     calibrated_speed()  # once for all of them
     rows = [call(seconds_of, row, asked[row.name]) for row in rows]
+    yield "# How good the predictions are"
+    yield ""
+    yield f"Made by `python -m benchmarks.predictions --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__}."
+    yield "Each network is predicted and then measured, in processes of its own."
+    yield ""
+    yield "The sizes of the errors over all networks:"
+    yield ""
+    yield from _summary(rows)
+    yield ""
+    yield "The columns of the table:"
+    yield ""
+    yield from COLUMNS
+    yield ""
+    yield (
+        "| network | retained, measured | error | MemTracker's | peak allocated, measured | error | MemTracker's | "
+        f"reserved on an {DEFAULT_GPU}, predicted | measured | step, measured | *modelled*, over measured |"
+    )
+    yield "| --- |" + " ---: |" * 10
     of_gpu = measured_reserved()
     for row in rows:
         yield _line(row, of_gpu)
-    yield ""
-    yield from _summary(rows)
 
 
 def _line(row: Row, of_gpu: dict[str, int]) -> str:

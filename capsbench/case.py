@@ -28,13 +28,18 @@ TrainStep = Callable[[nn.Module, Any, Any], object]
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries."""
-    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries, unless parameters are complex."""
+    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=_can_be_fused(parameters))
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make AdamW at 1e-3 with torch's own weight decay, in its fused form."""
-    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+    """Make AdamW at 1e-3 with torch's own weight decay, in its fused form unless parameters are complex."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=_can_be_fused(parameters))
+
+
+def _can_be_fused(parameters: list[nn.Parameter]) -> bool:
+    """Return whether torch has a fused form of Adam for parameters."""
+    return all(parameter.is_floating_point() for parameter in parameters)
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -95,9 +100,10 @@ class Case:
     """True if `loss` is computed under autocast, as the output is, where the precision asks for autocast."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, nn.Module):
+        module: object = self.module
+        if not isinstance(module, nn.Module):
             raise ConfigurationError(
-                f"a case's module is {described(self.module)}",
+                f"a case's module is {f'the class {module.__name__}' if isinstance(module, type) else described(module)}",
                 "give a torch.nn.Module first, then its inputs: Case(module, inputs)",
             )
         for name, example in _FUNCTIONS.items():
@@ -120,6 +126,19 @@ class Case:
         elif not self.module._forward_pre_hooks:  # which may change the arguments
             hint = "module(*inputs), or module(**inputs) with a dictionary"
             _check_call(self.module.forward, "module", *_call_of(self.inputs), hint=hint)
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Refuse a loss that cannot be called with the output and the targets."""
+        if self.targets is not None and self.loss is None:
+            raise ConfigurationError(
+                "a case has targets, but no loss that takes them",
+                "give a loss of the output and the targets, such as loss=torch.nn.functional.cross_entropy, or leave them out",
+            )
+        if isinstance(self.loss, type) and issubclass(self.loss, nn.Module):
+            raise ConfigurationError(
+                f"a case's loss is the class {self.loss.__name__}, not a loss made of it", f"give loss={self.loss.__name__}()"
+            )
         if self.loss is not None:
             given = (None,) if self.targets is None else (None, self.targets)
             _check_call(self.loss, "loss function", given, hint="loss(output), or loss(output, targets) of a case with targets")

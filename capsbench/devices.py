@@ -68,7 +68,7 @@ def gpu_of(name: str) -> Gpu:
     Raises:
         ConfigurationError: it is not known.
     """
-    found = GPUS.get(name.lower())
+    found = GPUS.get(str(name).lower())
     if found is None:
-        raise unknown_name("`gpu`", name, GPUS, ", and give its memory as `capacity`")
+        raise unknown_name("`gpu`", str(name), GPUS, ", and give its memory as `capacity`")
     return found

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -123,12 +124,17 @@ def one_line(error: CapsbenchError) -> str:
 
 
 def error_place(error: BaseException) -> str:
-    """Return the innermost place of an error, `model.py:7 in forward`: in torch if no other code is there; empty if unknown."""
+    """Return the innermost place of an error, `model.py:7 in forward`; empty if unknown.
+
+    It is in torch if no other code is there, and then in one of its layers if it can be: a step that is followed fails further in
+    than one that is run.
+    """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     for name in ("capsbench", "torch"):
         library = getattr(sys.modules.get(name), "__file__", None)
         inside = f"{Path(library).parent}{os.sep}" if library else "<"
         frames = [frame for frame in frames if not frame.filename.startswith(inside)] or frames
+    frames = [frame for frame in frames if ("torch", "nn") in pairwise(Path(frame.filename).parts)] or frames
     return "".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames[-1:])
 
 

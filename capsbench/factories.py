@@ -71,8 +71,14 @@ def name_of(factory: ModelFactory) -> str:
     """The name by which other processes find a function: by import, or carried to them.
 
     Raises:
-        ConfigurationError: it cannot be sent, or its name is that of another network.
+        ConfigurationError: it is no function, it cannot be sent, or its name is that of another network.
     """
+    if isinstance(factory, Case | nn.Module) or not callable(factory):
+        is_one = isinstance(factory, Case | nn.Module)
+        raise ConfigurationError(
+            f"`models` has {described(factory)}, not a function: a sweep makes the network again for each cell",
+            f"give the function that makes it{', or ask capsbench.estimate for the bytes of this one alone' if is_one else ''}",
+        )
     found = imported_name(factory)
     if found is not None:
         return found

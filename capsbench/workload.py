@@ -130,16 +130,16 @@ class Workload:
     """
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
+        self.configuration = configuration
         step = configuration.optimizer_step or "after"
         check_optimizer_step(step, configuration.precision)
-        self.configuration = configuration
         self.data_source: str | None = None
         with keeping_threads(configuration.model) as self._notes:
             if case is None:
                 seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
-        lists = [f"{count} of '{name}'" for name, count in lists_kept_less(case.module).items()]
-        self._notes += [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
+        lists = _lists_that_keep_less(configuration, case.module)
+        self._notes += lists
         self._layers_unseen = bool(lists)
         # One that trains may have parts in evaluation mode, such as frozen statistics.
         self.model = case.module if case.module.training else case.module.train()
@@ -147,30 +147,16 @@ class Workload:
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
-        if configuration.parallel is not None:
-            called = distributed(
-                self.model,
-                name=configuration.model,
-                parallel=configuration.parallel,
-                world_size=configuration.world_size or 1,
-                kind=self.device.type,
-            )
-            case = replace(case, module=called)
-        self.case = case
+        self.case = _in_a_group(configuration, case, self.device)
         self.first_steps = 2 if configuration.parallel == "ddp" else 1
         """Steps after which all others are alike: DistributedDataParallel arranges its buckets when the second one begins."""
         self.accumulate = configuration.accumulate or case.accumulate
         """Forward and backward passes of a step, unless it is the case's own."""
-        check_optimizer_step(step, configuration.precision, self.accumulate)
-        if case.train is not None:
-            _check_own_step(configuration)
-        _check_scaling(configuration, self.model)
         self._passes = self.accumulate
         self._with_graphs = False
         """True if backward is gradients that have a graph themselves, as those of `torch.func` have."""
-        parameters = trainable(self.model, configuration.model)
-        factory = OPTIMIZERS[configuration.optimizer] if configuration.optimizer else case.optimizer
-        self.optimizer = None if factory is None else self._made_optimizer(factory, parameters)
+        self._check_options(step)
+        self.optimizer = self._chosen_optimizer()
         """The optimizer, or whatever a step of the case's own is given in its place."""
         self.optimizers = _optimizers_in(self.optimizer)
         self._steps_in_backward = step == "backward" and bool(self.optimizers)
@@ -178,11 +164,7 @@ class Workload:
             step_in_backward(self.optimizers[0])
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
-        # TorchScript that was compiled while there were gradients would save tensors for backward under inference mode, too.
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules())
-        self._without_gradients: Callable[[], AbstractContextManager[object]] = (
-            torch.no_grad if scripted else torch.inference_mode
-        )
+        self._without_gradients = _without_gradients(self.model)
         if configuration.compile is not None and not hasattr(self.model, "_orig_mod"):  # which torch.compile has made already
             _compile(self.model)
 
@@ -289,6 +271,24 @@ class Workload:
                 "and take it from train's second argument",
             )
 
+    def _check_options(self, step: str) -> None:
+        """Refuse options that this case leaves no place for.
+
+        Raises:
+            ConfigurationError: one of them excludes another, or has no effect on a step of the case's own.
+        """
+        check_optimizer_step(step, self.configuration.precision, self.accumulate)
+        if self.case.train is not None:
+            _check_own_step(self.configuration)
+        _check_scaling(self.configuration, self.model)
+
+    def _chosen_optimizer(self) -> Any:
+        """The optimizer that the configuration names, or else the case's own; None if there is none."""
+        parameters = trainable(self.model, self.configuration.model)
+        named = self.configuration.optimizer
+        factory = OPTIMIZERS[named] if named else self.case.optimizer
+        return None if factory is None else self._made_optimizer(factory, parameters)
+
     def _made_optimizer(self, factory: OptimizerFactory, parameters: list[nn.Parameter]) -> Any:
         """The optimizer of these parameters.
 
@@ -379,6 +379,33 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     source = data.source
     del data, first
     return classifier_case(configuration, build_model(configuration).to(device), batch), source
+
+
+def _lists_that_keep_less(configuration: Configuration, model: nn.Module) -> list[str]:
+    """A note on the layers that a memory strategy applies to, if there are any."""
+    lists = [f"{count} of '{name}'" for name, count in lists_kept_less(model).items()]
+    return [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
+
+
+def _in_a_group(configuration: Configuration, case: Case, device: torch.device) -> Case:
+    """The case of one of several processes that train together, if the configuration asks for several."""
+    if configuration.parallel is None:
+        return case
+    called = distributed(
+        case.module,
+        name=configuration.model,
+        parallel=configuration.parallel,
+        world_size=configuration.world_size or 1,
+        kind=device.type,
+    )
+    return replace(case, module=called)
+
+
+def _without_gradients(model: nn.Module) -> Callable[[], AbstractContextManager[object]]:
+    """The mode of an inference step."""
+    # TorchScript that was compiled while there were gradients would save tensors for backward under inference mode, too.
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    return torch.no_grad if scripted else torch.inference_mode
 
 
 def _optimizers_in(made: Any) -> list[torch.optim.Optimizer]:

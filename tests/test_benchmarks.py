@@ -37,7 +37,7 @@ def test_only_a_benchmark_with_a_page_takes_write(tmp_path):
 
 def test_errors_of_predictions():
     assert (error(110, 100), error(50, 100), error(0, 0), error(3, 0)) == (10, -50, 0, float("inf"))
-    assert error_text([0, -40, 10]) == "median 10 %, largest 40 %, none in 1 of 3"
+    assert error_text([0, -40, 10]) == "median 10 %, largest 40 %, no error in 1 of 3"
 
 
 def test_the_summary_of_predictions_names_the_worst():
@@ -48,6 +48,6 @@ def test_the_summary_of_predictions_names_the_worst():
         )  # fmt: skip
 
     text = "\n".join(_summary([row(100, 90, 2.0), row(107, None, 0.25)]))
-    assert "- retained: median 3.5 %, largest 7 %, none in 1 of 2" in text
+    assert "- retained: median 3.5 %, largest 7 %, no error in 1 of 2" in text
     assert "- retained, MemTracker, which follows 1 of 2: median 10 %, largest 10 %" in text
     assert "within a factor of 3.00 for half of the networks, and of 4.00 for all" in text

@@ -248,7 +248,7 @@ def test_inputs_are_given_by_position_or_by_name(given, positional, named):
 
 def test_a_tensor_that_is_given_twice_is_moved_once():
     ids = torch.ones(2)
-    case = Case(Adds(), {"input_ids": ids, "labels": ids}, targets=(ids,), inference=(ids,))
+    case = Case(Adds(), {"input_ids": ids, "labels": ids}, loss=lambda out, _: out, targets=(ids,), inference=(ids,))
     assert case.tensors() == [ids]
     moved = case.map_tensors(lambda tensor: tensor + 1)
     assert moved.inputs["input_ids"] is moved.inputs["labels"] is moved.targets[0] is moved.inference[0] is not ids
@@ -256,7 +256,9 @@ def test_a_tensor_that_is_given_twice_is_moved_once():
 
 
 def test_a_case_is_moved_with_its_network():
-    case = Case(Adds(), (torch.ones(1, 2), 3), targets={"labels": torch.ones(1)}).to(torch.device("meta"))
+    case = Case(Adds(), (torch.ones(1, 2), 3), loss=lambda out, _: out, targets={"labels": torch.ones(1)}).to(
+        torch.device("meta")
+    )
     assert {tensor.device.type for tensor in [*case.tensors(), *case.module.parameters()]} == {"meta"}
     assert case.inputs[1] == 3
 

@@ -553,7 +553,7 @@ def raising(blocks=1, batch_size=2):
 
 
 RAISED = {
-    "misfit": ("RuntimeError", "make inputs, network and loss fit each other"),
+    "misfit": ("(linear.py:", "make inputs, network and loss fit each other"),
     "of_another_dtype": ("dtype", "make inputs, network and loss fit each other"),
     "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "in Python"),
     "never": ("never calls backward", "loss.backward()"),

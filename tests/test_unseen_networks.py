@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import capsbench
 from capsbench import Case
@@ -73,6 +74,104 @@ def slow_optimizer():
     return Case(module, torch.rand(7, 24), loss=Tensor.sum, optimizer=lambda own: torch.optim.AdamW(own, fused=False))
 
 
+def largest_of_squares():
+    """An optimizer that steps all parameters at once, and reads the number of its steps."""
+    module = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    return Case(
+        module, torch.rand(7, 24), loss=Tensor.sum, optimizer=lambda own: torch.optim.AdamW(own, foreach=True, amsgrad=True)
+    )
+
+
+def hooked():
+    """Hooks of gradients that make others, and groups of the optimizer by an attribute that parameters were given."""
+    module = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    for parameter in module.parameters():
+        parameter.register_hook(lambda gradient: gradient.clamp(-1, 1))
+        parameter.decays = parameter.dim() > 1
+
+    def by_decay(own: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": [one for one in own if one.decays is decays], "momentum": 0.9 * decays} for decays in (True, False)]
+        return torch.optim.SGD(groups, 0.1)
+
+    return Case(module, torch.rand(7, 24), loss=Tensor.sum, optimizer=by_decay)
+
+
+class Counted(nn.Module):
+    """A product with whole numbers, which a CPU first copies into the type of the other factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        return (self.layer(x) * counts).square().mean()
+
+
+def counted():
+    return Case(Counted(), (torch.rand(8, 16), torch.ones(8, 16, dtype=torch.long)))
+
+
+def encoded():
+    """An input that the loss holds, too."""
+    given = torch.rand(7, 24)
+    return Case(nn.Linear(24, 24), given, loss=lambda out: F.mse_loss(out, given))
+
+
+class Spectral(nn.Module):
+    """Frequencies that are multiplied by complex weights (a Fourier neural operator)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Conv1d(1, 4, 1), nn.Parameter(torch.randn(4, 4, 3, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft(self.first(x))
+        kept = torch.einsum("bim,iom->bom", found[..., :3], self.weight)
+        return torch.fft.irfft(nn.functional.pad(kept, (0, found.shape[-1] - 3)), n=x.shape[-1]).square().mean()
+
+
+def spectral():
+    """Complex parameters, of which torch has no fused Adam."""
+    return Case(Spectral(), torch.randn(2, 1, 16))
+
+
+class Derived(nn.Module):
+    """A network whose loss has its derivative along a direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, along = torch.func.jvp(self.layers, (x,), (torch.ones_like(x),))
+        return found.square().mean() + along.square().mean()
+
+
+def derived():
+    return Case(Derived(), torch.rand(4, 24))
+
+
+class Steps(nn.Module):
+    """An equation that is integrated step by step, each step evaluated again in backward, numbers included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+
+    def step(self, y: Tensor, width: float) -> Tensor:
+        middle = y + width / 2 * self.field(y)
+        return y + width * self.field(middle)
+
+    def forward(self, y: Tensor) -> Tensor:
+        for _ in range(4):
+            y = checkpoint(self.step, y, 0.25, use_reentrant=False)
+        return y.square().mean()
+
+
+def steps():
+    return Case(Steps(), torch.randn(4, 8))
+
+
 def deformed():
     from torchvision.ops import DeformConv2d
 
@@ -87,7 +186,19 @@ def deformed():
     return Case(Deformed(), torch.rand(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize("make", [experts, bags, normed, speech, slow_optimizer, deformed], ids=lambda make: make.__name__)
+def traced_by_script():
+    """A part of TorchScript that was traced, which keeps the input that it was traced with."""
+    part = torch.jit.trace(nn.Sequential(nn.Linear(24, 24), nn.Tanh()), torch.rand(7, 24))
+    return Case(nn.Sequential(nn.Linear(24, 24), part), torch.rand(7, 24), loss=Tensor.sum)
+
+
+MAKERS = (
+    experts, bags, normed, speech, slow_optimizer, largest_of_squares, hooked, counted, encoded, spectral, derived, steps,
+    deformed, traced_by_script,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_predicted_bytes_are_those_that_were_measured(make):
     if make is deformed:
         pytest.importorskip("torchvision")
@@ -128,6 +239,12 @@ def test_lazy_statistics_of_a_live_network_are_made():
         assert getattr(lazy, name) == getattr(usual, name)
 
 
+def test_the_input_that_a_script_was_traced_with_is_alive_in_an_estimate():
+    expected = memory_figures(probed_step(configured(named(traced_by_script))))
+    found = capsbench.estimate(traced_by_script(), device="cpu")
+    assert (found.retained_bytes, found.peak_bytes) == (expected.retained_bytes, expected.peak_allocated_bytes)
+
+
 class Ensemble(nn.Module):
     """Networks that are evaluated together, by the code of one whose own weights have no memory."""
 
@@ -153,6 +270,39 @@ def test_weights_on_meta_beside_others_take_no_memory_in_an_estimate():
     # All weights of a network that lies there have memory in the step that is estimated.
     meta = capsbench.estimate(nn.Linear(8, 8, device="meta"), torch.rand(4, 8), loss=Tensor.sum, device="cpu")
     assert meta.state_bytes == 4 * (8 * 8 + 8)
+
+
+def without_its_loss():
+    return Case(nn.Linear(8, 8), torch.rand(4, 8), targets=torch.rand(4, 8))
+
+
+def with_the_class_of_a_loss():
+    return Case(nn.Linear(8, 8), torch.rand(4, 8), loss=nn.MSELoss, targets=torch.rand(4, 8))
+
+
+def with_the_class_of_a_network():
+    return Case(nn.Identity, torch.rand(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "right"),
+    [
+        (without_its_loss, "has targets, but no loss", "or leave them out"),
+        (with_the_class_of_a_loss, "loss is the class MSELoss", "give loss=MSELoss()"),
+        (with_the_class_of_a_network, "module is the class Identity", "Case(module, inputs)"),
+        (lambda: capsbench.predict(encoded()), "`models` has Case, not a function", "capsbench.estimate"),
+        (lambda: capsbench.predict(nn.Linear(8, 8)), "`models` has Linear, not a function", "capsbench.estimate"),
+        (lambda: capsbench.predict([3]), "`models` has int, not a function", "give the function"),
+        (lambda: capsbench.predict("mocapsnet", depth=[1, 2]), "a sweep takes no depth", "did you mean depths?"),
+        (lambda: capsbench.estimate(nn.Linear(8, 8), torch.rand(4, 8), gpu=3), "`gpu` '3' is not known", "h100"),
+    ],
+)
+def test_wrong_use_in_python_is_said_in_two_lines(make, words, right):
+    with pytest.raises(ConfigurationError) as error:
+        make()
+    what, hint = str(error.value).splitlines()
+    assert words in what
+    assert right in hint
 
 
 def with_closure():

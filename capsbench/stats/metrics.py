@@ -23,6 +23,11 @@ class Metric:
         """Return whether a second run gives the same value, as for all bytes but those of a whole process."""
         return self.is_bytes and self.name != "process"
 
+    @property
+    def is_highest(self) -> bool:
+        """Return whether it is the highest of several moments, of which another one may be highest at other positions."""
+        return self.name in ("peak", "reserved", "process", "inference-peak")
+
 
 MEMORY_METRICS = {
     metric.name: metric

@@ -7,7 +7,9 @@ of one axis (`bases`); times are weighted by their size, as noise is a share of 
 if an F-test of the nested models asks for it. Where the cells took turns, their times are compared within one round, so
 that the machine's changes from round to round cancel, and intervals contain the scatter of processes, as those of slopes do.
 
-Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
+Every prediction comes with a check: the cell farthest out is left out once and predicted from all others. A peak is the highest
+of several moments, each with a cost of its own: outside the grid another one may be highest, so that a surface is no more than a
+lower bound of it there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -387,7 +389,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
     Returns:
         A row per series and metric: the series' columns, `metric`, `unit`, `value`, `low`, `high` (95 % interval of one
         measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` as in
-        `cross_terms`.
+        `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of the
+        step may be its highest there: it is not `exact`, and its `high` is NaN.
 
     Raises:
         ConfigurationError: no axis is named, no record lies on one, all lie at one position of it, or a position is not a number
@@ -410,18 +413,26 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
                 f"`at` names the axis '{axis}', which was {there[0]:g} in every cell", "name axes with several measured positions"
             )
     rows = []
+    place = [at[axis] for axis in axes]
     for grid in _grids(frame, axes):
         for metric in METRICS.values():
             found = _surface(grid, metric, axes)
             if found is not None:
-                value, ends = found[0].at([at[axis] for axis in axes])
+                value, ends = found[0].at(place)
                 low, high = ends or (np.nan, np.nan)
+                from_below = metric.is_highest and not _is_among(place, grid, metric)
                 row = {
                     "metric": metric.name,
                     "unit": "bytes" if metric.is_bytes else "seconds",
                     "value": value,
                     "low": low,
-                    "high": high,
+                    "high": np.nan if from_below else high,
                 }
-                rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
+                rows.append(grid.series | row | {"exact": found[0].exact and not from_below, "held_out_error": found[1]})
     return _table(frame, rows, ["metric"])
+
+
+def _is_among(place: Sequence[float], grid: _Grid, metric: Metric) -> bool:
+    """Return whether a point lies between the positions on every axis at which a metric is known."""
+    known = grid.places[grid.cells[metric.column].notna().to_numpy()]
+    return bool((known.min(axis=0) <= place).all() and (place <= known.max(axis=0)).all())

@@ -99,7 +99,8 @@ def _refuse_unknown(options: Iterable[str]) -> None:
     """Refuse a name that is no option of a sweep."""
     for name in options:
         if name not in SWEPT_OPTIONS:
-            hint = suggesting(name, SWEPT_OPTIONS, f"choose among {', '.join(SWEPT_OPTIONS)}")
+            known = [*SWEPT_OPTIONS, "depths", "vary", "settings", "repeats"]
+            hint = suggesting(name, known, f"choose among {', '.join(SWEPT_OPTIONS)}")
             raise ConfigurationError(f"a sweep takes no {name}", hint)
 
 

@@ -93,7 +93,10 @@ def _per(row: Mapping[Any, Any]) -> str:
 
 
 def _estimate(row: Mapping[Any, Any]) -> str:
-    return slope_text(row["value"], row["low"], row["high"], is_bytes=METRICS[row["metric"]].is_bytes)
+    value, low, high, is_bytes = row["value"], row["low"], row["high"], METRICS[row["metric"]].is_bytes
+    if pd.isna(high) and not pd.isna(low):  # a peak outside the positions that were measured
+        return f"at least {slope_text(low, low, low, is_bytes=is_bytes)}"
+    return slope_text(value, low, high, is_bytes=is_bytes)
 
 
 def _filled(out: Table, table: pd.DataFrame, head: str, texts: Sequence[str]) -> Table:

@@ -1,5 +1,6 @@
 """Tensors without values, and the networks that are made of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,11 +63,34 @@ def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Modu
                     continue
                 if id(tensor) not in replaced:
                     moved = fake_like(tensor, device, values, memory)
-                    replaced[id(tensor)] = (
-                        nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
-                    )
+                    replaced[id(tensor)] = _as_before(tensor, moved)
                 held[name] = replaced[id(tensor)]
     return model
+
+
+def _as_before(tensor: Tensor, moved: Tensor) -> Tensor:
+    """The counterpart of a parameter or buffer, with the hooks and the attributes that its user gave it."""
+    made = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    for name, value in vars(tensor).items():
+        if name not in vars(made):
+            setattr(made, name, value)
+    if made.requires_grad:
+        copy_hooks(tensor, made, lambda hook: hook)
+    return made
+
+
+def copy_hooks(tensor: Tensor, other: Tensor, twin: Callable[[Any], Any]) -> None:
+    """Register the hooks of a tensor's gradient with another leaf.
+
+    Args:
+        tensor: tensor that has them.
+        other: leaf that needs a gradient.
+        twin: makes the hook of the other one from each.
+    """
+    for hook in (tensor._backward_hooks or {}).values():
+        other.register_hook(twin(hook))
+    for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
+        other.register_post_accumulate_grad_hook(twin(hook))
 
 
 def fake_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory | None = None) -> Tensor:

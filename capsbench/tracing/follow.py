@@ -52,8 +52,12 @@ _READS = "the model reads a tensor's value, for which the trace takes 0"
 _ALL_TRUE = "the model asks if all values of a tensor are true, which the trace takes to be so"
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
-_MASKS = "the sizes of tensors depend on values, such as a mask's, for which the trace takes 0: nothing is chosen"
+_MASKS = "sizes of tensors depend on values, such as a mask's, and the trace takes 0: nothing is chosen, so bytes may be too few"
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
+_KEEP_NUMBERS = {torch.ops.aten.mul, torch.ops.aten.div}
+"""Operators whose nodes keep the number that a tensor is multiplied with, or divided by."""
+_WITHOUT_MEMORY = {torch.ops.aten._efficientzerotensor}
+"""Operators whose tensors have no memory anywhere: the zeros of derivatives in forward mode."""
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
 """Shapes of the states of generators on a CPU and on CUDA."""
 
@@ -135,6 +139,8 @@ class Follow(Operators):
         self._look_inside, self._try_scratch = inside, try_scratch and kind == "cpu"
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
+        self._evaluated_again = set[int]()
+        """Nodes of these that backward made, as a checkpoint does, and that nobody has looked at yet, by their numbers."""
         self._reads = 0
         self._indices = False
         """True while whole numbers keep their values."""
@@ -153,6 +159,16 @@ class Follow(Operators):
             number = None if block is None else getattr(node, "_saved_other", None)
             if block is not None and isinstance(number, Tensor):
                 self.blocks.fill(block, number)
+
+    def _follow_evaluated_again(self, call: Call) -> None:
+        """Follow the numbers of nodes that backward made, once an operator takes what they returned."""
+        nodes: dict[int, Any] = {}
+        for one in call.tensors:
+            with suppress(RuntimeError):  # torch refuses to say what made some views
+                nodes |= {} if one.grad_fn is None else {one.grad_fn._sequence_nr(): one.grad_fn}
+        found = self._evaluated_again & nodes.keys()
+        self._evaluated_again -= found
+        self.follow_numbers(nodes[number] for number in found)
 
     @contextmanager
     def rebuilding_buckets(self) -> Iterator[None]:
@@ -219,10 +235,15 @@ class Follow(Operators):
 
     def _expect_number(self, call: Call) -> None:
         """Make room in the log of memory for a number that the node of this operator may keep."""
+        if self._evaluated_again:
+            self._follow_evaluated_again(call)
         has_number = any(isinstance(one, int | float) for one in call.args)
         if self.kind == "cpu" and has_number and call.tensors and call.tensors[0].requires_grad:
             # The node of this operator is the last one that was made.
-            self._numbers[torch._C._autograd._get_sequence_nr() - 1] = self.blocks.add(0)
+            node = torch._C._autograd._get_sequence_nr() - 1
+            self._numbers[node] = self.blocks.add(0)
+            if current_node() != -1:
+                self._evaluated_again.add(node)
 
     def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """Packed sequences without values, and the sizes of their batches with values."""
@@ -294,7 +315,7 @@ class Follow(Operators):
             self.work += [] if work is None else [work]
         # A storage that existed before is not made here, even if nothing saw it being made.
         outside = {one.untyped_storage()._cdata for one in call.tensors if not self.blocks.is_followed(one)}
-        for one in tensors_in(out):
+        for one in tensors_in(out) if call.packet not in _WITHOUT_MEMORY else ():
             if one.untyped_storage()._cdata not in outside:
                 self.blocks.follow(one)
         if is_collective(call):
@@ -376,8 +397,8 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if self.kind == "cpu":
             nbytes = collective_bytes(call) or nbytes
-        # With gradients autograd may keep the number, which `follow_numbers` finds.
-        if self.kind == "cpu" and not any(one.requires_grad for one in call.tensors):
+        # With gradients autograd may keep the number of a product or a quotient, which `follow_numbers` finds.
+        if self.kind == "cpu" and not (call.packet in _KEEP_NUMBERS and any(one.requires_grad for one in call.tensors)):
             nbytes = max(nbytes or 0, numbers_bytes(call))
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
@@ -391,10 +412,13 @@ def _is_of_indices(call: Call) -> bool:
 
 
 def _is_validation() -> bool:
-    """Return whether a distribution of torch checks its arguments, which decides nothing of what it computes."""
+    """Return whether torch checks something, which decides nothing of what it computes.
+
+    A distribution checks its arguments, and TorchScript that what it has traced computes the same again.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("torch.distributions."):
+        if str(frame.f_globals.get("__name__")).startswith(("torch.distributions.", "torch.jit.")):
             return True
         frame = frame.f_back
     return False

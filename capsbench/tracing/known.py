@@ -60,7 +60,10 @@ class Values:
         return [self.stand_in(one, index.device) for one in chosen]
 
     def computed(self, call: Call) -> Any:
-        """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise."""
+        """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise.
+
+        An operator that returns nothing, such as those that write into lists of tensors, has an empty tuple.
+        """
         alike = call.packet in _ALIKE
         if _RANDOM in call.func.tags or not (alike or all(self.of(one) is not None for one in call.tensors)):
             return None
@@ -68,9 +71,10 @@ class Values:
         on_host.pop("pin_memory", None)
         try:
             with _disable_current_modes(), torch.no_grad():
-                return Call(call.func, call.args, on_host).changed(_blank_like if alike else self._real).run()
+                found = Call(call.func, call.args, on_host).changed(_blank_like if alike else self._real).run()
         except Exception:  # a value that cannot be computed on the host is unknown
             return None
+        return found if call.func._schema.returns else ()
 
     def follow(self, call: Call, out: Any) -> None:
         """Compute what an operator returned without values, and forget what it overwrote with something unknown."""

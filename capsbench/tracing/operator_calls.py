@@ -136,7 +136,10 @@ def is_composite(func: Any) -> bool:
 
 
 def written_in_torch(name: str) -> Callable[..., Any] | None:
-    """The function behind an operator that is made of others at each call; None if there is no such function."""
-    if name in OPDEFS:
+    """The function behind an operator that is made of others at each call; None if there is no such function.
+
+    Torch's primitives, of which it makes derivatives in forward mode, are single operators although Python has their names.
+    """
+    if name in OPDEFS and not name.startswith("prims::"):
         return OPDEFS[name]._init_fn
     return IMPLEMENTATIONS.get(name)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._pytree import tree_leaves
 
 from capsbench.sizes import GIB
 from capsbench.tracing import counting
@@ -18,7 +19,7 @@ _RETURNED: dict[tuple[str, bool], list[Layout | None] | None] = {}
 _MOST_BYTES = 2 * GIB
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
 _NARROW = {torch.bfloat16, torch.float16}
-"""Types whose matrix products a library computes in blocks that it rearranges first."""
+"""Types whose matrix products a library computes in blocks that it rearranges first, and whose means in a wider type."""
 _WITH_BUFFERS = {
     getattr(torch.ops.aten, name)
     for name in (
@@ -31,21 +32,32 @@ _WITH_BUFFERS = {
         "_embedding_bag_backward",
         "_embedding_bag_dense_backward",
         "_embedding_bag_per_sample_weights_backward",
+        "_fft_c2r",
+        "sort",
     )
 }
-"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, or sort the words of bags."""
+"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, sort, or overwrite a copy."""
+_CHOOSING = {getattr(torch.ops.aten, name) for name in ("where", "masked_fill", "masked_fill_")}
+"""Operators point by point with a tensor of another type that is no operand: it chooses among the others."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 
 
 def may_take(call: Call) -> bool:
     """Return whether a CPU's kernel may take memory: to copy arguments of an unsuitable layout, or to compute in another type."""
-    if call.packet in _WITH_BUFFERS or (Trait.WORKSPACE in call.traits and call.tensors[0].dtype in _NARROW):
+    widens = Trait.WORKSPACE in call.traits or call.packet is torch.ops.aten.mean
+    if call.packet in _WITH_BUFFERS or (widens and call.tensors[0].dtype in _NARROW):
         return True
-    if _is_of_others(call):
+    if _is_of_others(call) or _casts(call):
         return True
     if all(one.is_contiguous() for one in call.tensors):
         return False
     return not (call.func.is_view or Trait.ANY_LAYOUT in call.traits or _POINT_BY_POINT & set(call.func.tags))
+
+
+def _casts(call: Call) -> bool:
+    """Return whether a kernel computes in one type with tensors of several, which it first copies into that type."""
+    dtypes = {one.dtype for one in call.tensors}
+    return len(dtypes) > 1 and torch.Tag.pointwise in call.func.tags and call.packet not in _CHOOSING
 
 
 def _is_of_others(call: Call) -> bool:
@@ -72,13 +84,32 @@ def scratch_bytes(call: Call) -> int | None:
 def numbers_bytes(call: Call) -> int:
     """Bytes of the tensors that torch makes of numbers in place of tensors: one of 8 bytes, and one of the type of the others."""
     given = zip(call.func._schema.arguments, call.args, strict=False)
-    numbers = [one for argument, one in given if isinstance(one, int | float) and isinstance(argument.type, torch.TensorType)]
+    made_tensors = call.packet in _MAKE_TENSORS
+    numbers: list[int | float] = [
+        one
+        for argument, one in given
+        if isinstance(one, int | float) and (made_tensors or isinstance(argument.type, torch.TensorType))
+    ]
+    if call.packet is torch.ops.aten.mean:
+        numbers = [call.tensors[0].numel()]  # by which it divides the sum
+    elif call.packet in _ONE_BY_ONE:
+        numbers = [one for one in tree_leaves(call.args[1]) if isinstance(one, int | float)][:1]
     if not numbers or not call.tensors:
         return 0
     dtypes = [torch.result_type(call.tensors[0], number) for number in numbers]
     held = [_HELD_AS[type(number)] for number in numbers]
     return sum(own.itemsize + (0 if own == dtype else dtype.itemsize) for own, dtype in zip(held, dtypes, strict=True))
 
+
+_MAKE_TENSORS = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        "eq", "ne", "lt", "le", "gt", "ge", "remainder", "fmod", "rsub", "bitwise_and", "bitwise_or", "bitwise_xor",
+    )
+}  # fmt: skip
+"""Operators that make a tensor of a number although they are given it as one."""
+_ONE_BY_ONE = {getattr(torch.ops.aten, f"_foreach_{name}{place}") for name in ("add", "sub", "mul", "div") for place in ("", "_")}
+"""Operators on lists, which a CPU computes tensor by tensor, with a tensor of the number of each."""
 
 _HELD_AS = {float: torch.float64, int: torch.int64, bool: torch.bool}
 """Types in which torch holds Python's numbers."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.case import Case
@@ -29,6 +30,7 @@ from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
 from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
+from capsbench.tracing.operator_calls import tensors_in
 from capsbench.tracing.shared_state import shared_state_replaced
 from capsbench.tracing.storages import gradients_of, optimizer_state, own_parts, state_of, storage_bytes
 from capsbench.tracing.surroundings import lazy_parameters
@@ -231,7 +233,14 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
             with_values=lambda: build_case(configuration, torch.device("cpu"), factory),
         )
         memory: Memory = {}
-        case = case.map_tensors(lambda tensor: _input_like(tensor, device, follow.values, memory))
+        # As `to` leaves it, so that what else holds an input, such as the loss, holds no other tensor.
+        case = case.map_tensors(
+            lambda tensor: (
+                tensor
+                if isinstance(tensor, FakeTensor) and follow.blocks.is_followed(tensor)
+                else _input_like(tensor, device, follow.values, memory)
+            )
+        )
         follow.blocks.tag("batch", case.tensors())
         case = replace(case, module=made_fake(case.module, device, follow.values))
     else:
@@ -285,12 +294,20 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case, stac
     stack.enter_context(shared_state_replaced(twins))
     for script in twins.scripts:
         made_fake(script, device, values)
+    examples = [shared_like(one, device, memory) for one in _examples_in(twins.scripts) if one.device.type == follow.kind]
+    stack.callback(examples.clear)  # which are alive until the step has ended
     case = replace(live, module=module, **given)
     follow.blocks.tag("batch", case.tensors())
     with lazy_parameters(module, device):
         make_lazy_parameters(configuration.model, module, lambda: case.output(training=True))
     note_scripted(module, follow.kind, follow.notes)
     return Workload(configuration, case=case)
+
+
+def _examples_in(scripts: Iterable[torch.jit.ScriptModule]) -> list[Tensor]:
+    """The inputs that networks of TorchScript were traced with, of which they keep copies."""
+    by_method = (script._c._retrieve_traced_inputs() for script in scripts)
+    return tensors_in([list(given) for inputs in by_method for _, given in inputs.items()])
 
 
 def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory) -> Tensor:

@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import names_in
+from capsbench.tracing.fakes import copy_hooks
 
 MakeTensor = Callable[[Tensor, bool], Tensor]
 """A function that makes the twin of a tensor; the second argument is True for parameters and buffers of a module."""
@@ -141,10 +142,7 @@ class Twins:
             if name not in vars(twin):
                 setattr(twin, name, self.of(value))
         if twin.requires_grad and tensor.is_leaf:
-            for hook in (tensor._backward_hooks or {}).values():
-                twin.register_hook(self.of(hook))
-            for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
-                twin.register_post_accumulate_grad_hook(self.of(hook))
+            copy_hooks(tensor, twin, self.of)
         return twin
 
     def _module(self, module: nn.Module) -> nn.Module:

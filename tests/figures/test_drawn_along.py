@@ -150,6 +150,7 @@ def test_tables_on_a_terminal_name_the_unit(tokens, attention, grid):
     text = printed(estimates_table(grid.at(**point), point))
     assert "costs at length 512, batch size 8" in text
     assert "17.00 MiB" in text
+    assert re.search(r"peak allocated +at least", text)
     assert "exact" in text
 
 

@@ -38,6 +38,19 @@ def test_what_rounding_leaves_of_a_term_is_nothing():
     assert found.loc["retained", "value"] == 576
 
 
+@pytest.mark.parametrize(
+    ("at", "inside"), [((3, 12), True), ((1, 16), True), ((16, 12), False), ((2, 4), True), ((2, 0.5), False)]
+)
+def test_a_peak_is_known_from_below_where_nothing_was_measured(at, inside):
+    report = make_varied(bilinear, **GRID)
+    place = {"blocks": at[0], "batch_size": at[1]}
+    rows = report.at(**place).set_index("metric")
+    peak, expected = rows.loc["peak"], 4 * 2**20 + 2 * bilinear(place)
+    assert (peak["value"], peak["low"], peak["exact"]) == (expected, expected, inside)
+    assert (peak["high"] == expected) if inside else np.isnan(peak["high"])
+    assert rows.loc["retained", ["high", "exact"]].tolist() == [bilinear(place), True]
+
+
 def test_a_byte_too_many_is_not_exact_and_shows_in_the_cell_left_out():
     def cost(at):
         return bilinear(at) + 1000 * (at == {"blocks": 4, "batch_size": 16})
