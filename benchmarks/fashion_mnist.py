@@ -22,12 +22,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.command_line import parser_of
-from capsbench.durable import replace_file
 from capsbench.figures.depth import save
 from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.measure.environment import default_threads
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
+from capsbench.system.durable import replace_file
 from capsbench.training import TrainingSettings, train
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.loop import CHECKPOINT

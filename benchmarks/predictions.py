@@ -27,11 +27,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.gpu.results import PartResults
 from benchmarks.networks import NETWORKS
+from capsbench.cases.fingerprint import package_digest
+from capsbench.cases.foreign import imported
 from capsbench.devices import DEFAULT_GPU
-from capsbench.durable import replacing
 from capsbench.errors import error_line
-from capsbench.fingerprint import package_digest
-from capsbench.foreign import imported
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.variables import variables_of
 from capsbench.options import Configuration
@@ -40,6 +39,7 @@ from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.prediction.seconds import calibrated_speed, modelled_seconds
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
+from capsbench.system.durable import replacing
 from capsbench.tracing.surroundings import replaced
 from capsbench.tracing.work import Work
 from capsbench.words.units import bytes_text, seconds_text

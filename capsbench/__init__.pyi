@@ -1,4 +1,4 @@
-from .case import Case as Case
+from .cases.case import Case as Case
 from .estimation import MemoryEstimate as MemoryEstimate
 from .estimation import estimate as estimate
 from .inference import classify as classify

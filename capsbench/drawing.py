@@ -8,8 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capsbench.durable import write_csv
 from capsbench.figures.depth import PAGE_WIDTH, as_svg, save
+from capsbench.system.durable import write_csv
 from capsbench.terminal.table4 import table4
 from capsbench.words.along import over_text
 from capsbench.words.labels import on_gpu

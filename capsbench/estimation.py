@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from capsbench.case import Case, OptimizerFactory, adam, check_loss, described
+from capsbench.cases.case import Case, OptimizerFactory, adam, check_loss, described
 from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name

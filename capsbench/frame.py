@@ -14,7 +14,7 @@ from capsbench.options import AXES_OF_FIELDS, channels_of, settings_text
 from capsbench.records import Configuration, MemoryFigures, Record, StepFigures, TimeFigures
 
 if TYPE_CHECKING:
-    from capsbench.report_folder import ReportFolder
+    from capsbench.store.folder import ReportFolder
 
 MEMORY_COLUMNS = tuple(name for name in MemoryFigures.model_fields if name.endswith("_bytes"))
 TIME_COLUMNS = tuple(name for name in TimeFigures.model_fields if name.endswith("_seconds"))

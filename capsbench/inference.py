@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from capsbench.cases.factories import BUILT_IN
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.classes import CLASSES
 from capsbench.data.images import ImageSource, read_images
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.factories import BUILT_IN
 from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
 from capsbench.models.layers import CapsuleLayer
-from capsbench.paths import expanded
 from capsbench.records import PREDICTED
 from capsbench.routing import algorithm_of
 from capsbench.sweep.session import resolve_device
+from capsbench.system.paths import expanded
 from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST

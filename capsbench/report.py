@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capsbench import files
 from capsbench.errors import StoreError
-from capsbench.paths import expanded
-from capsbench.report_folder import ReportFolder, saved_timelines
+from capsbench.store import files
+from capsbench.store.folder import ReportFolder, saved_timelines
+from capsbench.system.paths import expanded
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,18 +25,17 @@ from typing import Any
 from torch import nn
 
 from capsbench.axes import basis_form, basis_text, per_unit, term_unit
+from capsbench.cases.factories import ModelFactory, as_module
+from capsbench.cases.foreign import settings_of
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
-from capsbench.factories import ModelFactory, as_module
-from capsbench.foreign import settings_of
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import Finding, judge
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.summary import Summary
 from capsbench.options import OWN_INPUTS, Setting
-from capsbench.paths import absolute
 from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
 from capsbench.stats.bases import Curve
@@ -44,6 +43,7 @@ from capsbench.stats.least_squares import SlopeFit
 from capsbench.stats.linearity import Shape
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_bytes
+from capsbench.system.paths import absolute
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.words.along import number_text, places_text
 from capsbench.words.modules import OUTSIDE

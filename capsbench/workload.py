@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from capsbench.builders import ImagesCase
-from capsbench.case import OPTIMIZERS, CallArguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
+from capsbench.cases.builders import ImagesCase
+from capsbench.cases.case import OPTIMIZERS, CallArguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
+from capsbench.cases.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
+from capsbench.cases.foreign import keeping_threads, make_lazy_parameters, settings_of, takes_labels
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
-from capsbench.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
-from capsbench.foreign import keeping_threads, make_lazy_parameters, settings_of, takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration
 from capsbench.parallel import distributed, reshard

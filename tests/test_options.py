@@ -38,7 +38,7 @@ from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
 from capsbench.sweep.runner import run_sweep
 from capsbench.words.labels import Names
-from capsbench.factories import build_model
+from capsbench.cases.factories import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)

@@ -8,11 +8,11 @@ import pytest
 
 import capsbench
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.files import SavedTimeline
 from capsbench.gate.baseline import write_baseline
 from capsbench.page import write_page
 from capsbench.records import Plan
 from capsbench.report import Report, reports_below
+from capsbench.store.files import SavedTimeline
 from helpers.made import RETAINED_PER_BLOCK, make_record, make_timeline
 from helpers.seeded import MACHINE, seeded_run, write_report
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capsbench import factories, workload
+from capsbench import workload
+from capsbench.cases import factories
+from capsbench.cases.factories import build_model, resolve_model
 from capsbench.data.preprocess import Batch
 from capsbench.errors import ConfigurationError
-from capsbench.factories import build_model, resolve_model
 from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward

@@ -9,7 +9,7 @@ from capsbench.cli.command import echo
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.cli.streams import Streams, steady_streams
 from capsbench.errors import CapsbenchError, Interrupted
-from capsbench.paths import starting_here
+from capsbench.system.paths import starting_here
 
 _WITH_ANOTHER_PRODUCT = frozenset({"check", "figure", "plot", "report", "reproduce", "run", "timeline", "train"})
 """Commands whose product is a verdict, or lies on the disk, so that losing their printed words is no failure."""

@@ -10,8 +10,8 @@ from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError
-from capsbench.paths import with_typed_paths
 from capsbench.report import reports_below, summary_of
+from capsbench.system.paths import with_typed_paths
 
 
 @click.command("check", cls=Command)

@@ -12,7 +12,7 @@ from capsbench.cli.output import writing
 from capsbench.cli.streams import printing_aside
 from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError
-from capsbench.paths import with_typed_paths
+from capsbench.system.paths import with_typed_paths
 
 if TYPE_CHECKING:
     from capsbench.inference import Classified
@@ -66,7 +66,7 @@ def command(
 def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:
     """Write each reconstruction under its image's name; images of one name are numbered."""
     from capsbench.data.images import to_picture
-    from capsbench.durable import replacing
+    from capsbench.system.durable import replacing
 
     paths: list[Path] = []
     with writing(folder):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from capsbench.errors import CapsbenchError, with_flags
-from capsbench.paths import typed, with_typed_paths
+from capsbench.system.paths import typed, with_typed_paths
 
 STANDARD_OUTPUT = Path("-")
 """Name of standard output in place of a file."""

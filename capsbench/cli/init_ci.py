@@ -10,7 +10,7 @@ from capsbench.cli.types import NameList
 from capsbench.errors import ConfigurationError
 from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, requirement_of, where_from
 from capsbench.options import MODELS
-from capsbench.paths import anchored, start
+from capsbench.system.paths import anchored, start
 
 
 @click.command("init-ci", cls=Command)
@@ -39,7 +39,7 @@ def command(models: str, depth: str, baseline: str, install: str | None, gitlab:
       capsbench init-ci --from https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
-    from capsbench.factories import resolve_model
+    from capsbench.cases.factories import resolve_model
     from capsbench.sweep.asked import naming
 
     install = requirement_of(install, start()) if install is not None else where_from(start())

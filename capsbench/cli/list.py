@@ -36,8 +36,8 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     """Names and their meanings, by kind; data sets are looked up on disk."""
     from importlib.metadata import entry_points
 
+    from capsbench.cases.factories import BUILT_IN, ENTRY_POINTS
     from capsbench.data.datasets import data_directory, load_images
-    from capsbench.factories import BUILT_IN, ENTRY_POINTS
     from capsbench.measure.facts import asked
     from capsbench.routing import algorithms, kernels
 

@@ -12,8 +12,8 @@ from capsbench.axes import BASES, axis_title, declared_forms
 from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
-from capsbench.files import damage_in_words, nothing_to_read
 from capsbench.report import Report, reports_below, summary_in
+from capsbench.store.files import damage_in_words, nothing_to_read
 from capsbench.words.printable import printable, printable_lines
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, OPEN_OPTION
 from capsbench.cli.output import declared, open_in_browser, warn_of_damages
 from capsbench.cli.types import FOLDER, NameList, OneOf
 from capsbench.errors import StoreError
-from capsbench.files import nothing_to_read
 from capsbench.report import reports_below
 from capsbench.stats.metrics import MEMORY_METRICS
+from capsbench.store.files import nothing_to_read
 
 if TYPE_CHECKING:
     from capsbench.figures.panels import Per

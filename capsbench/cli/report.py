@@ -11,9 +11,9 @@ from capsbench.cli.flags import OPEN_OPTION
 from capsbench.cli.output import open_in_browser, warn
 from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.files import nothing_to_read
-from capsbench.paths import typed
 from capsbench.report import PAGE, loose_timelines, reports_below
+from capsbench.store.files import nothing_to_read
+from capsbench.system.paths import typed
 
 
 @click.command("report", cls=Command)

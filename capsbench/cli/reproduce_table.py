@@ -17,8 +17,8 @@ from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
 from capsbench.figures.paper_accuracy import write_accuracy
 from capsbench.paper.accuracy_tables import EPOCHS, PrintedRow, accuracy_table
-from capsbench.paths import anchored
 from capsbench.stats.seeds import compared_with_paper
+from capsbench.system.paths import anchored
 from capsbench.terminal.tables import accuracies_table
 from capsbench.training import Result, TrainingSettings, train
 from capsbench.training.table_runs import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of

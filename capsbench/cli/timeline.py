@@ -17,10 +17,10 @@ from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION, SETTINGS_OPTION, cell_option, cell_options
 from capsbench.cli.types import FOLDER, NameList, positive
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS
-from capsbench.paths import absolute, anchored, new_folder
 from capsbench.records import Cell, Configuration
+from capsbench.store.files import TIMELINE
+from capsbench.system.paths import absolute, anchored, new_folder
 
 if TYPE_CHECKING:
     from capsbench.measure.messages import Reply

@@ -25,7 +25,7 @@ from capsbench.cli.typed import refuse_for_own, refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, number, whole_number
 from capsbench.errors import ConfigurationError, Interrupted
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, WITHOUT_BLOCKS
-from capsbench.paths import anchored, new_folder, unless_empty
+from capsbench.system.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
     from capsbench.training import TrainingSettings

@@ -19,7 +19,7 @@ from torch import Tensor
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.archives import check_archives
 from capsbench.errors import ConfigurationError, error_line
-from capsbench.paths import anchored, expanded, user_data
+from capsbench.system.paths import anchored, expanded, user_data
 
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024

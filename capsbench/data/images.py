@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, ShapeError
-from capsbench.paths import expanded
+from capsbench.system.paths import expanded
 
 FORMATS = ("PNG", "JPEG")
 _MODES = {1: ("L", "greyscale"), 3: ("RGB", "colour without transparency")}

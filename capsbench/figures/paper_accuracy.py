@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from capsbench.colours import COLOURS
-from capsbench.durable import write_csv
 from capsbench.figures.depth import save
 from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
+from capsbench.system.durable import write_csv
 from capsbench.words.accuracy import NUMBERED, SETTING_TITLES, accuracy_markdown, length_text, setting_text, system_text
 from capsbench.words.labels import dataset_title, model_title
 

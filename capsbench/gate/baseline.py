@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from capsbench.durable import replacing
 from capsbench.errors import StoreError
 from capsbench.gate.summary import BASELINE_VERSION, PROGRAM, READABLE_VERSIONS, Summary
-from capsbench.paths import expanded
+from capsbench.system.durable import replacing
+from capsbench.system.paths import expanded
 
 
 def read_baseline(path: Path) -> Summary:

@@ -22,14 +22,14 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from capsbench.families import FAMILY, end_with_family, ended_words, last_line
 from capsbench.measure.forkserver import Fork, Forks
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.messages import Reply, Request
 from capsbench.measure.variables import variables_of
 from capsbench.measure.worker import READY
-from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Plan, Record
+from capsbench.system.families import FAMILY, end_with_family, ended_words, last_line
+from capsbench.system.paths import start
 
 DeviceTurn = Callable[[], AbstractContextManager[None]]
 """A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""

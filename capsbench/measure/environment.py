@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from capsbench.fingerprint import package_digest
+from capsbench.cases.fingerprint import package_digest
 from capsbench.measure.cores import allowed_cores, quota
 from capsbench.measure.facts import Facts, asked
 from capsbench.measure.variables import SETTINGS

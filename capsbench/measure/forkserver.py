@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from capsbench.families import FAMILY
+from capsbench.system.families import FAMILY
 
 _NO_FAMILY = "0" * 16
 _START_SECONDS = 120.0

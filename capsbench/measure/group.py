@@ -19,9 +19,9 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from capsbench.errors import ConfigurationError
-from capsbench.families import ended_words
 from capsbench.measure.messages import Reply, Request
 from capsbench.records import Configuration, MemoryFigures, Plan
+from capsbench.system.families import ended_words
 
 
 def check_measurable(plan: Plan) -> None:

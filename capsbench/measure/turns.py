@@ -19,9 +19,9 @@ from typing import TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from capsbench.cases.factories import resolve_model
+from capsbench.cases.foreign import keeping_threads, module_of, step_error
 from capsbench.errors import CapsbenchError, error_line, one_line
-from capsbench.factories import resolve_model
-from capsbench.foreign import keeping_threads, module_of, step_error
 from capsbench.measure.clock import clock_for
 from capsbench.measure.compiling import compilations
 from capsbench.measure.device_time import device_seconds
@@ -33,8 +33,8 @@ from capsbench.measure.timing import WARMUP_STEPS, Laps, Yardstick, warm_up
 from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
-from capsbench.paths import starting_here
 from capsbench.records import Configuration, Round, Status, Turn
+from capsbench.system.paths import starting_here
 from capsbench.tf32 import allows_tf32
 from capsbench.workload import Workload, without_effect
 

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
+from capsbench.cases.foreign import keeping_threads, step_error
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place, one_line
-from capsbench.families import FAMILY, end_family
-from capsbench.foreign import keeping_threads, step_error
 from capsbench.measure.group import joined_group, reply_of_group
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.messages import Reply, Request
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.paths import starting_here
 from capsbench.records import Configuration, MemoryFigures, StepFigures
+from capsbench.system.families import FAMILY, end_family
+from capsbench.system.paths import starting_here
 from capsbench.tf32 import allows_tf32, forbid_tf32
 from capsbench.tracing import counting
 from capsbench.tracing.step_trace import traced_figures

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.axes import axis_unit
 from capsbench.colours import COLOURS, DARK_COLOURS, PALE
-from capsbench.durable import replacing
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
@@ -23,13 +22,14 @@ from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
 from capsbench.sizes import BYTE_UNITS, SECOND_UNITS
 from capsbench.stats.slopes import fitted_slopes
+from capsbench.system.durable import replacing
 from capsbench.words.along import over_text
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
 
 if TYPE_CHECKING:
-    from capsbench.files import SavedTimeline
     from capsbench.report import Report
+    from capsbench.store.files import SavedTimeline
 
 _ANSWERS = 8
 _VERDICTS = 12

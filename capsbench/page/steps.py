@@ -14,8 +14,8 @@ from capsbench.words.labels import cut
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 
 if TYPE_CHECKING:
-    from capsbench.files import SavedTimeline
     from capsbench.report import Report
+    from capsbench.store.files import SavedTimeline
 
 _MOST_MODULES = 20
 _MOST_TIMELINES = 24

@@ -27,11 +27,11 @@ from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
+from capsbench.cases.factories import BUILT_IN
+from capsbench.cases.foreign import module_of, refuse_while_importing
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
-from capsbench.factories import BUILT_IN
-from capsbench.families import FAMILY, end_family, end_with_family, ended_words, last_words
-from capsbench.foreign import module_of, refuse_while_importing
-from capsbench.paths import start, starting_here
+from capsbench.system.families import FAMILY, end_family, end_with_family, ended_words, last_words
+from capsbench.system.paths import start, starting_here
 from capsbench.tracing.follow import following
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from capsbench.case import Case
+from capsbench.cases.case import Case
 from capsbench.devices import Gpu, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, one_line
 from capsbench.prediction.apart import call_for

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.native import NativeLibrary, built
 from capsbench.reversible import triton_passes
+from capsbench.system.native import NativeLibrary, built
 
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 _GRAIN = 4096

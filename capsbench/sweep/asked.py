@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from capsbench.axes import IMAGE_SIZE
+from capsbench.cases.factories import NetworkFacts
 from capsbench.catalog import parse_shape
 from capsbench.errors import ConfigurationError, suggesting
-from capsbench.factories import NetworkFacts
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, MODELS, OPTIONS, SWEPT_OPTIONS, Setting
 from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES, named_lists
 from capsbench.routing import kernels

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+from capsbench.cases.factories import NetworkFacts, facts_of
 from capsbench.catalog import parse_shape
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
-from capsbench.factories import NetworkFacts, facts_of
 from capsbench.options import (
     AXES_OF_FIELDS,
     MODELS,

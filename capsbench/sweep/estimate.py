@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from capsbench.factories import BUILT_IN
+from capsbench.cases.factories import BUILT_IN
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Pass, Plan, Record
 from capsbench.sweep.groups import groups_of

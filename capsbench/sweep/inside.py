@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from capsbench.errors import CapsbenchError
-from capsbench.files import TIMELINE
 from capsbench.prediction import apart
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import Record, Timeline
 from capsbench.report import Report
+from capsbench.store.files import TIMELINE
 from capsbench.sweep.forecast import prediction_of
 
 MOST = 3

@@ -7,16 +7,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from capsbench.cases.factories import fingerprint_of
+from capsbench.cases.fingerprint import Fingerprint
 from capsbench.errors import BusyDeviceError, CapsbenchError
-from capsbench.factories import fingerprint_of
-from capsbench.fingerprint import Fingerprint
-from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.forkserver import Forks
 from capsbench.measure.processes import device_identity
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
+from capsbench.system.locks import Busy, holding
 
 Launcher = Callable[[Cell], Record]
 

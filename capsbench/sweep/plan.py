@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from capsbench.cases.factories import NetworkFacts
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.factories import NetworkFacts
 from capsbench.models import resolve_front
 from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting
 from capsbench.records import Cell, Configuration

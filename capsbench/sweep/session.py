@@ -13,11 +13,11 @@ import torch
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError, unknown_name
-from capsbench.files import PLAN
-from capsbench.paths import anchored, new_folder
 from capsbench.records import BOTH, Cell, Plan
 from capsbench.report import Report
+from capsbench.store.files import PLAN
 from capsbench.sweep.plan import axes_of
+from capsbench.system.paths import anchored, new_folder
 from capsbench.workload import check_batch_size
 
 REPORTS = Path("reports")

@@ -18,20 +18,19 @@ from typing import Any, Literal, Protocol
 from pydantic import ValidationError
 
 from capsbench.axes import declared_forms, parse_depths
+from capsbench.cases.factories import name_of
+from capsbench.cases.foreign import refuse_while_importing
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
-from capsbench.factories import name_of
-from capsbench.files import damage_in_words
-from capsbench.foreign import refuse_while_importing
 from capsbench.measure.environment import default_threads, describe, key_of
 from capsbench.measure.forkserver import Forks
 from capsbench.measure.group import check_measurable
 from capsbench.options import STACKED
-from capsbench.paths import absolute
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
+from capsbench.store.files import damage_in_words
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.launchers.belongings import packed
 from capsbench.sweep.launchers.driver import Driver
@@ -42,6 +41,7 @@ from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
 from capsbench.sweep.unchanged import unchanged
+from capsbench.system.paths import absolute
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.typed_values import several
 

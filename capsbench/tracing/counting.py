@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from capsbench.native import NativeLibrary, built
+from capsbench.system.native import NativeLibrary, built
 from capsbench.tracing.trace import Integers
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 
-from capsbench.native import NativeLibrary, built
+from capsbench.system.native import NativeLibrary, built
 from capsbench.tracing.surroundings import replaced
 
 Capability = tuple[int, int]

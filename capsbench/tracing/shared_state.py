@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capsbench.fingerprint import names_in
+from capsbench.cases.fingerprint import names_in
 from capsbench.tracing.twins import CACHE, TWINNED, Twins, origin_of
 
 _ABSENT = object()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from capsbench.case import Case
+from capsbench.cases.case import Case
+from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
+from capsbench.cases.foreign import make_lazy_parameters, step_error
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
-from capsbench.factories import BUILT_IN, ModelFactory, build_model
-from capsbench.foreign import make_lazy_parameters, step_error
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of

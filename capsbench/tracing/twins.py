@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from capsbench.cases.fingerprint import names_in
 from capsbench.errors import ConfigurationError
-from capsbench.fingerprint import names_in
 from capsbench.tracing.fakes import copy_hooks
 
 MakeTensor = Callable[[Tensor, bool], Tensor]

@@ -18,13 +18,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from capsbench.durable import replacing
+from capsbench.cases.factories import build_model
+from capsbench.cases.foreign import keeping_threads
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError, error_line
-from capsbench.factories import build_model
-from capsbench.foreign import keeping_threads
-from capsbench.paths import expanded
 from capsbench.records import Configuration
 from capsbench.reversible import resolve_inverse
+from capsbench.system.durable import replacing
+from capsbench.system.paths import expanded
 from capsbench.training.settings import TrainingSettings, differences
 from capsbench.training.whole import load_weights
 

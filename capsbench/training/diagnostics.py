@@ -8,8 +8,8 @@ from torch import nn
 
 from capsbench.data.feed import Feed
 from capsbench.data.preprocess import prepare
-from capsbench.durable import replacing
 from capsbench.models import CapsuleLoss
+from capsbench.system.durable import replacing
 from capsbench.training.bundles import checked_network, diagnose
 from capsbench.training.log import TrainingStep, encoded, keeping_run, parsed
 from capsbench.training.result import EpochFigures

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from capsbench.durable import replacing
 from capsbench.errors import LostWorkError
+from capsbench.system.durable import replacing
 from capsbench.training.result import EpochFigures
 
 METRICS_FILE, TABLE, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"

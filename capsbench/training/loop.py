@@ -13,14 +13,14 @@ import psutil
 import torch
 from torch import nn
 
+from capsbench.cases.factories import BUILT_IN
+from capsbench.cases.foreign import refusing_exit
 from capsbench.data.feed import Feed
-from capsbench.durable import replace_file
 from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError, error_line
-from capsbench.factories import BUILT_IN
-from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
 from capsbench.measure.facts import asked
 from capsbench.measure.limits import is_out_of_memory
+from capsbench.system.durable import replace_file
 from capsbench.training.checkpoint import Checkpoint, fill, load_checkpoint, save_checkpoint
 from capsbench.training.diagnostics import DiagnosticsLog
 from capsbench.training.distributed import Processes

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capsbench.cases.factories import BUILT_IN
+from capsbench.cases.foreign import takes_labels
 from capsbench.data.preprocess import Batch
 from capsbench.errors import TrainingError
-from capsbench.factories import BUILT_IN
-from capsbench.foreign import takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.parallel import reshard
 from capsbench.training.distributed import Processes, without_exchange

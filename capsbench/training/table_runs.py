@@ -11,10 +11,10 @@ import torch
 
 from capsbench.data.datasets import load_parts
 from capsbench.data.feed import Feed
-from capsbench.durable import replacing
 from capsbench.errors import TrainingError
 from capsbench.models import Ensemble
 from capsbench.paper.accuracy_tables import PrintedRow
+from capsbench.system.durable import replacing
 from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST, CHECKPOINT

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
-from capsbench.durable import replace_file
 from capsbench.errors import ConfigurationError
-from capsbench.locks import alone_in
-from capsbench.paths import absolute
+from capsbench.system.durable import replace_file
+from capsbench.system.locks import alone_in
+from capsbench.system.paths import absolute
 from capsbench.tf32 import without_tf32
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint

@@ -18,10 +18,10 @@ import torch
 from click.shell_completion import ShellComplete
 
 from capsbench import load
+from capsbench.cases.factories import BUILT_IN
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.errors import unknown_name
-from capsbench.factories import BUILT_IN
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record, Round
 from capsbench.report import Report

@@ -15,9 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from capsbench.cases.factories import BUILT_IN
 from capsbench.catalog import SPECS
 from capsbench.cli.training import TrainingProgress, print_result
-from capsbench.factories import BUILT_IN
 from capsbench.models import FRONTS, RULES
 from capsbench.options import MODELS, OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES

@@ -12,11 +12,11 @@ from matplotlib.colors import same_color
 from rich.console import Console
 
 from capsbench import paper, slopes
-from capsbench.durable import write_csv
 from capsbench.figures import depth as figures
 from capsbench.figures.depth import COLUMN_WIDTH, PAGE_WIDTH, save
 from capsbench.figures.styles import series_styles
 from capsbench.report import Report
+from capsbench.system.durable import write_csv
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
 from capsbench.words.labels import Names

@@ -520,7 +520,7 @@ def check_json(text: str) -> None:
 
 
 def _check_toml(text: str) -> None:
-    from capsbench.factories import ENTRY_POINTS
+    from capsbench.cases.factories import ENTRY_POINTS
 
     try:
         data = tomllib.loads(text)

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capsbench.families import FAMILY
 from capsbench.measure import forkserver
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.forkserver import Fork, Forks
 from capsbench.measure.messages import Request
 from capsbench.records import Cell, Plan
+from capsbench.system.families import FAMILY
 from helpers.commands import is_gone, wait_for
 from helpers.made import make_configuration
 from helpers.network_source import DAEMON, source
@@ -125,7 +125,7 @@ def test_forks_end_with_the_one_that_asks(tmp_path):
     script = """
 import sys
 from capsbench.measure.forkserver import Forks
-from capsbench.families import FAMILY
+from capsbench.system.families import FAMILY
 import os
 forks = Forks()
 ends = os.pipe()

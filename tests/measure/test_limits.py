@@ -6,10 +6,10 @@ import signal
 import pytest
 import torch
 
-from capsbench import native
 from capsbench.measure.cell import run_pass
 from capsbench.measure.limits import died_of_limit, is_out_of_memory, limit_cpu
 from capsbench.measure.messages import Request
+from capsbench.system import native
 from capsbench.tracing import counting
 from helpers.forked import in_fork, shared_server
 from helpers.made import MIB, make_configuration

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from capsbench.factories import build_model
+from capsbench.cases.factories import build_model
 from capsbench.measure import clock as clocks
 from capsbench.measure import worker
 from capsbench.measure.cell import measure_cell, run_pass

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import capsbench.measure.watch as watching
-from capsbench import native
 from capsbench.data.datasets import data_directory
 from capsbench.measure.environment import describe, key_of
 from capsbench.measure.facts import Facts, asked
-from capsbench.paths import user_cache, user_data
 from capsbench.report import Report
 from capsbench.routing import compiled
+from capsbench.system import native
+from capsbench.system.paths import user_cache, user_data
 from helpers.fakes import fake_nvml
 
 SOURCES = [

@@ -14,10 +14,9 @@ import psutil
 import pytest
 import torch
 
+from capsbench.cases.factories import resolve_model
 from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.factories import resolve_model
-from capsbench.families import FAMILY, end_family
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.messages import Reply, Request
 from capsbench.measure.worker import memory_pass
@@ -25,6 +24,7 @@ from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
 from capsbench.report import Report
+from capsbench.system.families import FAMILY, end_family
 from capsbench.testing import memory_slope
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings
@@ -288,7 +288,7 @@ def test_a_step_that_mixes_dtypes_is_predicted_to_fail_as_it_does(monkeypatch, l
                 return self.layer(x.double()).flatten(1)[:, :10]
             return self.layer(*[x.flatten(1)] * (2 if isinstance(self.layer, torch.nn.Bilinear) else 1))
 
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: lambda *_: Net())
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: lambda *_: Net())
     with pytest.raises(ConfigurationError, match=r"dtype|type"):
         trace_step(make_configuration("own:make", 1, device=device))
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from capsbench import native
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.memory import AllocatorProbe, ProfilerProbe, probe_for, trace_of_profile
 from capsbench.measure.messages import Request
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.records import Cell, Plan
+from capsbench.system import native
 from capsbench.tracing import counting
 from capsbench.tracing.storages import state_of, storage_bytes
 from capsbench.tracing.trace import Phase

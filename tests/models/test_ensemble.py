@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from capsbench.cases.factories import BUILT_IN, build_model
 from capsbench.errors import ConfigurationError
-from capsbench.factories import BUILT_IN, build_model
 from capsbench.models import CapsNet, CapsuleLoss, Ensemble, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import WITHOUT_BLOCKS
 from capsbench.routing import route

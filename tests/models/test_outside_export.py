@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from capsbench.factories import BUILT_IN
+from capsbench.cases.factories import BUILT_IN
 from capsbench.options import WITHOUT_BLOCKS
 from capsbench.reversible import STRATEGIES, MomentumStack
 

@@ -14,7 +14,6 @@ from scipy import stats
 from capsbench import paper
 from capsbench.cli.group import cli
 from capsbench.cli.sweeps import asked_cells
-from capsbench.files import ENVIRONMENT, SavedTimeline
 from capsbench.frame import frame_of
 from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, with_unique_names
@@ -23,6 +22,7 @@ from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, StepFigures, StepPhase, Timeline
 from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
+from capsbench.store.files import ENVIRONMENT, SavedTimeline
 from helpers.commands import subcommands
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 

@@ -8,12 +8,12 @@ import zlib
 
 import pytest
 
-from capsbench.files import SavedTimeline
 from capsbench.page import write_page
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
+from capsbench.store.files import SavedTimeline
 from helpers.browsing import opened, started_browser
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 

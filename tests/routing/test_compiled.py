@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from capsbench import native
 from capsbench.errors import ConfigurationError
 from capsbench.measure.memory import probe_for
 from capsbench.routing import compiled, resolve_kernel, route
+from capsbench.system import native
 from helpers.commands import together
 from helpers.comparing import assert_all_close, assert_close, saved_by_autograd
 from helpers.forked import in_fork

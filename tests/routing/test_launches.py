@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from capsbench.cases.factories import build_model
 from capsbench.data.preprocess import Batch
-from capsbench.factories import build_model
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.fakes import made_fake
 from capsbench.tracing.known import Values

@@ -13,13 +13,13 @@ from rich.console import Console
 
 import capsbench
 from capsbench import fit_slope, slopes
-from capsbench.durable import write_csv
 from capsbench.figures.depth import figure4
 from capsbench.gate.compare import compare
 from capsbench.gate.verdicts import comparison_rows
 from capsbench.page import page_html
 from capsbench.report import Report
 from capsbench.stats.linearity import shape_of
+from capsbench.system.durable import write_csv
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import slopes_table
 from helpers.made import make_frame, make_record

@@ -134,7 +134,7 @@ def test_modules_beside_a_network_that_it_does_not_import_change_nothing(tmp_pat
 
 def test_the_package_s_own_modules_are_no_user_s_wherever_a_link_leads_to_them(tmp_path):
     (tmp_path / "link").symlink_to(Path(capsbench.__file__).parents[1])
-    script = "from capsbench.fingerprint import fingerprint\nimport capsbench.locks\nprint(fingerprint('capsbench.locks'))"
+    script = "from capsbench.cases.fingerprint import fingerprint\nprint(fingerprint('capsbench.system.locks'))"
     variables = {**os.environ, "PYTHONPATH": str(tmp_path / "link")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
@@ -287,7 +287,7 @@ def without_flock(monkeypatch):
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(fcntl, "flock", flock)
-        monkeypatch.setattr("capsbench.locks.LEASE_SECONDS", 1.0)
+        monkeypatch.setattr("capsbench.system.locks.LEASE_SECONDS", 1.0)
 
     return break_it
 

@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from capsbench.cases.factories import build_model
 from capsbench.errors import ConfigurationError
-from capsbench.factories import build_model
 from capsbench.options import NETWORK_OPTIONS
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
@@ -78,13 +78,13 @@ def plain(in_shape, num_classes, blocks):
 
 @pytest.mark.parametrize("option", REFUSED)
 def test_a_factory_that_does_not_take_an_option_names_its_field(monkeypatch, option):
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: plain)
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: plain)
     with pytest.raises(ConfigurationError, match=f"'own:make' takes no {option}\n"):
         build_model(make_configuration("own:make", **{option: CHANGED[option]}))
 
 
 def test_settings_of_training_name_it_too(monkeypatch):
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: plain)
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: plain)
     for settings in (
         TrainingSettings(network=make_configuration("own:make", routing="sda")),
         TrainingSettings(network=make_configuration("own:make"), learn_gamma=True),
@@ -97,7 +97,7 @@ def test_a_factory_that_takes_it_is_given_it(monkeypatch):
     def make(in_shape, num_classes, blocks, *, memory):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes), nn.Identity() if memory == "checkpoint" else nn.ReLU())
 
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: make)
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: make)
     assert isinstance(build_model(make_configuration("own:make", memory="checkpoint"))[-1], nn.Identity)
 
 
@@ -105,6 +105,6 @@ def test_a_type_error_of_ones_own_stays_what_it_is(monkeypatch):
     def make(*_, memory):
         raise TypeError("'memory' is not what I like")
 
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: make)
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: make)
     with pytest.raises(TypeError, match="not what I like"):
         build_model(make_configuration("own:make", memory="checkpoint"))

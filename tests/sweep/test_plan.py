@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from capsbench.axes import parse_depths
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
-from capsbench.native import NativeLibrary
 from capsbench.options import OPTIONS
 from capsbench.records import Plan
 from capsbench.report import Report
@@ -24,6 +23,7 @@ from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 from capsbench.sweep.plan import expand
 from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
+from capsbench.system.native import NativeLibrary
 from capsbench.words.units import parse_bytes
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import capsbench
+from capsbench.cases.factories import BUILT_IN
 from capsbench.errors import ConfigurationError
-from capsbench.factories import BUILT_IN
 from capsbench.report import Report
 from capsbench.sweep import verbs
 from helpers.made import make_record

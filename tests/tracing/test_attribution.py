@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capsbench.factories import build_model
+from capsbench.cases.factories import build_model
 from capsbench.tracing.attribution import Modules
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from helpers.made import make_configuration

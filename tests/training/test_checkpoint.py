@@ -163,7 +163,7 @@ def test_a_full_disk_keeps_the_one_before(path, failing, monkeypatch):
     if failing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr("capsbench.durable.sync_folder", full)
+        monkeypatch.setattr("capsbench.system.durable.sync_folder", full)
         monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(LostWorkError, match=r"No space left on device; the one before it is kept\nmake room.*`resume`") as caught:
         save_checkpoint(path, TINY, {}, {})

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.native import NativeLibrary, built
 from capsbench.routing.equations import sda_temperature
 from capsbench.routing.rounds import Passes, Rounds, State
+from capsbench.system.native import NativeLibrary, built
 
 _LANES = 8
 _SAMPLES = 4

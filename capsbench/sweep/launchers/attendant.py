@@ -17,8 +17,8 @@ import tempfile
 import threading
 from typing import IO, cast
 
-from capsbench.families import FAMILY, end_with_family, last_words
 from capsbench.sweep.launchers.belongings import unpacked
+from capsbench.system.families import FAMILY, end_with_family, last_words
 
 STATION = "capsbench.sweep.launchers.station"
 """The module that a station runs."""

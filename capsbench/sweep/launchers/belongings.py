@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capsbench.carried import FOLDER
+from capsbench.cases.carried import FOLDER
 from capsbench.measure.variables import SETTINGS
-from capsbench.paths import start
+from capsbench.system.paths import start
 
 _OF_THE_NODE = ("LD_PRELOAD",)
 """Settings that name files of a machine, and stay as they are there."""

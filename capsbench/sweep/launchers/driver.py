@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from capsbench.cases.fingerprint import package_digest
 from capsbench.errors import ConfigurationError
-from capsbench.fingerprint import package_digest
 from capsbench.records import Cell, Pass, Plan, Record, Round
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate

@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 
-from capsbench.durable import replace_file
 from capsbench.errors import ConfigurationError, StoreError, error_line, unwritable
-from capsbench.families import last_line
 from capsbench.sweep.launchers.attendant import STATION, attend
 from capsbench.sweep.launchers.protocol import Done, Findings, Lost, Task
+from capsbench.system.durable import replace_file
+from capsbench.system.families import last_line
 
 FOLDER = "slurm"
 """Folder of the jobs in that of the report."""

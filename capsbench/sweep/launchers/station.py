@@ -18,9 +18,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
+from capsbench.cases.fingerprint import package_digest
 from capsbench.errors import CapsbenchError, one_line
-from capsbench.families import FAMILY, end_family
-from capsbench.fingerprint import package_digest
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
 from capsbench.measure.forkserver import Forks
@@ -31,6 +30,7 @@ from capsbench.sweep.launchers.attendant import BEAT_SECONDS, refusal
 from capsbench.sweep.launchers.protocol import Findings, Task
 from capsbench.sweep.local import Sources, alone_on
 from capsbench.sweep.timekeeper import Timekeeper
+from capsbench.system.families import FAMILY, end_family
 
 _FORKS = Forks()
 """The source of the processes that count bytes on a CPU, for all tasks of this station until one takes times."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from capsbench.carried import FOLDER
+from capsbench.cases.carried import FOLDER
 from capsbench.sweep.launchers.belongings import packed, unpacked
 
 MODULE = "from helper_of_mine import width\n\ndef make(*_):\n    return width()\n"

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from capsbench.cases.fingerprint import package_digest
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.fingerprint import package_digest
 from capsbench.records import Cell, Plan, Round, Turn
 from capsbench.report import Report
 from capsbench.sweep import runner

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from capsbench.cases.fingerprint import package_digest
 from capsbench.errors import ConfigurationError
-from capsbench.fingerprint import package_digest
 from capsbench.records import Cell
 from capsbench.sweep.launchers.belongings import packed
 from capsbench.sweep.launchers.protocol import Task

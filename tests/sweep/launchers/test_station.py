@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from capsbench.fingerprint import package_digest
+from capsbench.cases.fingerprint import package_digest
 from capsbench.measure.together import ProcessEnded
 from capsbench.records import Cell, Plan
 from capsbench.sweep import group_rounds

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from capsbench.paths import user_cache
+from capsbench.system.paths import user_cache
 
 DISABLED = "CAPSBENCH_NO_COMPILER"
 """Environment variable that switches off compiling and the use of compiled code."""

@@ -15,9 +15,9 @@ import pytest
 
 from capsbench import load
 from capsbench.errors import LostWorkError, StoreError
-from capsbench.files import ENVIRONMENT, PLAN, RECORDS, report_folders
 from capsbench.records import SCHEMA_VERSION, Plan, Record
 from capsbench.report import Report
+from capsbench.store.files import ENVIRONMENT, PLAN, RECORDS, report_folders
 from helpers.made import MIB, make_record
 
 RECORD_COUNT = 4

@@ -156,7 +156,7 @@ def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, 
     ids=["scripted", "traced", "within"],
 )
 def test_torchscript_is_predicted_as_it_is_measured(make, monkeypatch):
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: lambda _s, _c, blocks: make(blocks))
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: lambda _s, _c, blocks: make(blocks))
     configuration = make_configuration("own:make", 2, batch_size=BATCH)
     predicted = trace_step(configuration).retained_bytes
     assert memory_pass(configuration).memory.retained_bytes == predicted
@@ -260,7 +260,7 @@ def test_a_lazy_network_is_predicted_and_measured_like_the_same_with_its_sizes(m
     lazy = memory_slope(lambda _s, _c, blocks: Lazy(blocks), depths=(1, 2), batch_size=BATCH)
     sized = memory_slope(lambda _s, _c, blocks: eager_twin(blocks), depths=(1, 2), batch_size=BATCH)
     assert lazy.retained_bytes == sized.retained_bytes
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: lambda _s, _c, blocks: Lazy(blocks))
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: lambda _s, _c, blocks: Lazy(blocks))
     reply = memory_pass(make_configuration("own:make", 2, batch_size=BATCH))
     assert reply.memory.retained_bytes == lazy.retained_bytes[1]
     assert reply.step.agrees is True
@@ -311,7 +311,7 @@ class Forgetful(nn.Module):
 
 @pytest.fixture
 def contradicting(monkeypatch) -> Record:
-    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: lambda _s, _c, _b: Forgetful())
+    monkeypatch.setattr("capsbench.cases.factories.resolve_model", lambda _: lambda _s, _c, _b: Forgetful())
     configuration = make_configuration("own:make", 1, batch_size=BATCH)
     reply = memory_pass(configuration)
     return Record(cell=Cell(configuration=configuration), status="ok", memory=reply.memory, step=reply.step, notes=reply.notes)

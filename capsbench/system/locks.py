@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from capsbench.errors import ConfigurationError, StoreError, unwritable
-from capsbench.paths import absolute
+from capsbench.system.paths import absolute
 
 LOCK = ".lock"
 """The file in a folder by which a process keeps others out of it."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import capsbench
 from capsbench import Case
-from capsbench.case import OPTIMIZERS
+from capsbench.cases.case import OPTIMIZERS
 from capsbench.errors import ConfigurationError
 from capsbench.measure.cell import run_pass
 from capsbench.measure.compiling import compilations, run_until_compiled

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from capsbench.durable import replacing
+from capsbench.cases.fingerprint import Fingerprint, fingerprint_of_function
 from capsbench.errors import ConfigurationError, error_line
-from capsbench.fingerprint import Fingerprint, fingerprint_of_function
+from capsbench.system.durable import replacing
 
 FOLDER = "CAPSBENCH_FUNCTIONS"
 """Variable of the environment that names the folder."""

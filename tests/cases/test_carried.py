@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import capsbench
-from capsbench.carried import carried, imported_name
+from capsbench.cases.carried import carried, imported_name
+from capsbench.cases.factories import name_of
+from capsbench.cases.fingerprint import fingerprint_of_function
 from capsbench.errors import ConfigurationError
-from capsbench.factories import name_of
-from capsbench.fingerprint import fingerprint_of_function
 from capsbench.report import Report
 from helpers import ROOT
 from helpers import networks_of_others as others
@@ -176,7 +176,7 @@ def test_a_change_of_the_code_changes_the_fingerprint(before, after):
 
 
 def test_a_fingerprint_is_the_same_in_another_process(tmp_path):
-    text = CELL + "\nfrom capsbench.fingerprint import fingerprint_of_function\nprint(fingerprint_of_function(tiny).digest)\n"
+    text = CELL + "\nfrom capsbench.cases.fingerprint import fingerprint_of_function as found\nprint(found(tiny).digest)\n"
     known = {"x": {"one", "two", "three"}}
     text = text.replace("WIDTH = 8", f"WIDTH = 8\nKNOWN = {known!r}").replace(
         "return out.sum()", "return out.sum() if KNOWN else None"

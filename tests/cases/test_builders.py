@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capsbench.builders import Builder, builder_of
+from capsbench.cases.builders import Builder, builder_of
+from capsbench.cases.factories import build_model
 from capsbench.errors import ConfigurationError
-from capsbench.factories import build_model
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for

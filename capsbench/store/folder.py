@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from capsbench import files
 from capsbench.axes import AxisForm, declared_forms
-from capsbench.durable import replace_file
 from capsbench.errors import StoreError
-from capsbench.locks import alone_in
-from capsbench.paths import absolute, expanded, with_typed_paths
 from capsbench.records import BOTH, Pass, Plan, Record, Round
+from capsbench.store import files
+from capsbench.system.durable import replace_file
+from capsbench.system.locks import alone_in
+from capsbench.system.paths import absolute, expanded, with_typed_paths
 from capsbench.timed_rounds import with_rounds, without_record
 
 

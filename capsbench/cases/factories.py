@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 
 from torch import nn
 
-from capsbench.builders import Builder, builder_of, call_builder
-from capsbench.carried import carried, carry, imported_name
-from capsbench.case import Case, described
+from capsbench.cases.builders import Builder, builder_of, call_builder
+from capsbench.cases.carried import carried, carry, imported_name
+from capsbench.cases.case import Case, described
+from capsbench.cases.fingerprint import Fingerprint, fingerprint
+from capsbench.cases.foreign import call_with_images, imported, make_lazy_parameters, module_of, settings_of
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.fingerprint import Fingerprint, fingerprint
-from capsbench.foreign import call_with_images, imported, make_lazy_parameters, module_of, settings_of
 from capsbench.models import CapsNet, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OWN_INPUTS, Configuration, Setting
 from capsbench.reversible import keep_less
@@ -39,7 +39,7 @@ def resolve_model(name: str) -> ModelFactory:
 
     Args:
         name: a built-in, an entry point of the group `capsbench.models`, `package.module:name`, or a function that was
-            carried here (`capsbench.carried`).
+            carried here (`capsbench.cases.carried`).
 
     Raises:
         ConfigurationError: nothing of that name can be imported.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _DIGITS = 12
 _LONGEST_TEXT = 1000
 _INSTALLED = {"site-packages", "dist-packages"}

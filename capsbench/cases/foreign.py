@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, error_line, error_place, suggesting
-from capsbench.paths import anchored, expanded, start
+from capsbench.system.paths import anchored, expanded, start
 
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
 

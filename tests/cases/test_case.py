@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import capsbench
-from capsbench import Case, factories
-from capsbench.case import CallArguments
+from capsbench import Case
+from capsbench.cases import factories
+from capsbench.cases.case import CallArguments
+from capsbench.cases.factories import facts_of
+from capsbench.cases.foreign import settings_of
 from capsbench.errors import ConfigurationError
-from capsbench.factories import facts_of
-from capsbench.foreign import settings_of
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import OWN_INPUTS, Configuration
 from capsbench.prediction.predict import predict_memory, trace_for

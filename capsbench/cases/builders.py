@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capsbench.case import Case
+from capsbench.cases.case import Case
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting
 
 _SCALARS = (bool, int, float, str)

@@ -20,10 +20,10 @@ from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
-from capsbench.locks import holding
 from capsbench.measure.messages import Reply
-from capsbench.paths import absolute, expanded, new_folder, starting_here, typed, with_typed_paths
 from capsbench.report import Report, summary_in
+from capsbench.system.locks import holding
+from capsbench.system.paths import absolute, expanded, new_folder, starting_here, typed, with_typed_paths
 from capsbench.training import load_checkpoint, save_checkpoint
 from helpers.commands import process_environment, subcommands
 from helpers.made import make_configuration, make_record
@@ -261,7 +261,7 @@ def test_what_others_are_given_begins_where_the_command_was_typed(tmp_path, monk
 
 
 def test_a_lock_is_held_for_a_folder_that_nobody_can_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("capsbench.paths._here", lambda: None)
+    monkeypatch.setattr("capsbench.system.paths._here", lambda: None)
     with holding(tmp_path / "lock", Path("out")):
         assert (tmp_path / "lock").exists()
 
