@@ -386,7 +386,7 @@ def test_accumulated_gradients_cannot_be_freed_in_backward():
 
 IMPOSSIBLE = {
     "no module": (lambda net, x: Case(None, x), "a case's module is None", "Case(module, inputs)"),
-    "a class": (lambda net, x: Case(nn.Linear, x), "a case's module is type", "Case(module, inputs)"),
+    "a class": (lambda net, x: Case(nn.Linear, x), "a case's module is the class Linear", "Case(module, inputs)"),
     "an optimizer": (
         lambda net, x: Case(net, x, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)),
         "a case's optimizer is SGD, not a function",
