@@ -13,6 +13,10 @@ CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
 EVEN_FROM = 128
 """Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
+EVEN_FROM_OF_SEVERAL = CHECKED[-1]
+"""That depth for a step of several processes, each of whose blocks takes five times as long to trace."""
+_CLOSE = 1e-3
+"""Largest difference of growths that are taken to be equal, as a share of the larger one."""
 DEEPEST_TRACED = 256
 """Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
 
@@ -34,8 +38,14 @@ class Growth(NamedTuple):
         return self.nbytes + self.per_block * blocks
 
 
-def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
-    """The deepest network that fits, if the deepest of `CHECKED` does."""
+def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction], *, even_from: int = EVEN_FROM) -> Fit:
+    """The deepest network that fits, if the deepest of `CHECKED` does.
+
+    Args:
+        at: predicts the network of a depth, and keeps what it predicts in `known`.
+        known: predictions by depth.
+        even_from: least depth that is traced before growth is taken to be constant.
+    """
     # Trace until one does not fit, and then those between; or until growth is even, and extrapolate the rest from it.
     for blocks in CHECKED:
         at(blocks)
@@ -47,7 +57,7 @@ def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> 
             # Stay off both ends, so that each look narrows the range.
             margin = (failing - fitting) // 8
             guess = min(max(reached, fitting + 1 + margin), failing - 1 - margin)
-        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and reached > 2 * fitting and all(one.even for one in growths)):
+        elif fitting >= DEEPEST_TRACED or (fitting >= even_from and reached > 2 * fitting and all(one.even for one in growths)):
             return _extrapolated(growths, fitting, reached, taken(at(fitting)))
         elif reached > fitting:
             # An odd stride does not meet a pattern of a few blocks at the same point each time.
@@ -100,7 +110,14 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     found = []
     for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
         one = _growth({blocks: getattr(prediction.memory, peak) for blocks, prediction in traced.items()})
-        found.append(one._replace(nbytes=one.nbytes + max(outside.values()), per_block=max(one.per_block, standing)))
+        # A peak that has begun to grow by those bytes grows no faster than is expected of it.
+        found.append(
+            one._replace(
+                nbytes=one.nbytes + max(outside.values()),
+                per_block=max(one.per_block, standing),
+                rising=one.rising and one.per_block > (1 + _CLOSE) * standing,
+            )
+        )
     if len(set(outside.values())) > 1:
         reserved = _reserved({blocks: taken(one) for blocks, one in traced.items()})
         found.append(reserved._replace(nbytes=reserved.nbytes + max(outside.values()) - outside[last]))
@@ -139,7 +156,7 @@ def _growth(line: Mapping[int, int]) -> Growth:
     most = max(step.per_block for step in recent)
     uneven = max((most - step.per_block) * step.blocks for step in recent)
     earlier, last = steps[-2].per_block, steps[-1].per_block
-    close = 1e-3 * max(abs(earlier), abs(last))  # growth that differs by less is called even
+    close = _CLOSE * max(abs(earlier), abs(last))
     rising = last - close > max((step.per_block for step in recent[:-1]), default=last)
     return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
 

@@ -175,6 +175,8 @@ def _parts(value: Any) -> Iterable[Any]:
         return value
     if isinstance(value, nn.Module | type):
         return ()  # a module is asked under its own name
+    if type(value).__module__.startswith("torch.distributed.fsdp"):
+        return ()  # a module's part of FSDP leads to those of all others, whose tensors are not the module's
     closure = getattr(value, "__closure__", None)
     if closure:
         return [cell.cell_contents for cell in closure if cell != CellType()]

@@ -339,6 +339,32 @@ def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
 
 
+@pytest.mark.parametrize(("parallel", "looked_at"), [(None, 256), ("fsdp", 32)])
+def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, looked_at, monkeypatch):
+    """Each block keeps 40 bytes. From 139 blocks on these are the highest point, and grow no faster than they did before."""
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        blocks = configuration.blocks or 0
+        peak = max(5_800 + 2 * blocks, 500 + 40 * blocks)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=peak,
+            process_bytes=None,
+            peak_forward_bytes=peak,
+            peak_backward_bytes=peak,
+            retained_bytes=40 * blocks,
+        )
+        return SimpleNamespace(memory=memory, fits=peak <= 100_000, reason="it is full", room_bytes=100_000)
+
+    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    world_size = 8 if parallel else None
+    found = largest_fit(make_configuration().model_copy(update={"parallel": parallel, "world_size": world_size}), "depth")
+    assert found.looked_at == looked_at
+    assert not found.traced
+    assert 2_200 < found.value <= 2_487, "never more than fit"
+    assert "40 bytes" in found.reason
+
+
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
     pretend_device(monkeypatch, lambda _: 90, 1_000)
     found = largest_fit(make_configuration(), "depth")
