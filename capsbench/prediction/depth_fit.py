@@ -14,7 +14,7 @@ CHECKED = (8, 16, 24, 32)
 EVEN_FROM = 128
 """Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
 EVEN_FROM_OF_SEVERAL = CHECKED[-1]
-"""That depth for a step of several processes, each of whose blocks takes five times as long to trace."""
+"""Least depth for a step of several processes, each of whose blocks takes five times as long to trace."""
 _CLOSE = 1e-3
 """Largest difference of growths that are taken to be equal, as a share of the larger one."""
 DEEPEST_TRACED = 256
