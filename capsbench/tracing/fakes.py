@@ -71,22 +71,23 @@ def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Modu
 def _as_before(tensor: Tensor, moved: Tensor) -> Tensor:
     """The counterpart of a parameter or buffer, with the hooks and the attributes that its user gave it."""
     made = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
-    for name, value in vars(tensor).items():
-        if name not in vars(made):
-            setattr(made, name, value)
-    if made.requires_grad:
-        copy_hooks(tensor, made, lambda hook: hook)
+    copy_additions(tensor, made, lambda value: value)
     return made
 
 
-def copy_hooks(tensor: Tensor, other: Tensor, twin: Callable[[Any], Any]) -> None:
-    """Register the hooks of a tensor's gradient with another leaf.
+def copy_additions(tensor: Tensor, other: Tensor, twin: Callable[[Any], Any]) -> None:
+    """Give another tensor the attributes that a user gave to one, and if it needs a gradient the hooks of that of a leaf.
 
     Args:
         tensor: tensor that has them.
-        other: leaf that needs a gradient.
-        twin: makes the hook of the other one from each.
+        other: leaf that is given them.
+        twin: makes each attribute and hook of the other one.
     """
+    for name, value in vars(tensor).items():
+        if name not in vars(other):
+            setattr(other, name, twin(value))
+    if not (other.requires_grad and tensor.is_leaf):
+        return
     for hook in (tensor._backward_hooks or {}).values():
         other.register_hook(twin(hook))
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():

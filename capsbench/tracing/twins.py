@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from capsbench.cases.fingerprint import names_in
 from capsbench.errors import ConfigurationError
-from capsbench.tracing.fakes import copy_hooks
+from capsbench.tracing.fakes import copy_additions
 
 MakeTensor = Callable[[Tensor, bool], Tensor]
 """A function that makes the twin of a tensor; the second argument is True for parameters and buffers of a module."""
@@ -138,11 +138,7 @@ class Twins:
         twin = self.give(tensor, self._make(tensor, registered))
         if twin is tensor:
             return tensor
-        for name, value in vars(tensor).items():  # attributes that its user set
-            if name not in vars(twin):
-                setattr(twin, name, self.of(value))
-        if twin.requires_grad and tensor.is_leaf:
-            copy_hooks(tensor, twin, self.of)
+        copy_additions(tensor, twin, self.of)
         return twin
 
     def _module(self, module: nn.Module) -> nn.Module:
