@@ -100,7 +100,7 @@ def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, nbytes:
 def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
     traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
-    # However low they still are, the bytes at the end of forward or of backward become the highest point in the end.
+    # The bytes at the end of forward or of backward become the highest point in the end, however low they still are.
     *_, before, last = traced
     standing = max(
         (after - earlier) / (last - before)

@@ -233,14 +233,14 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
             with_values=lambda: build_case(configuration, torch.device("cpu"), factory),
         )
         memory: Memory = {}
-        # As `to` leaves it, so that what else holds an input, such as the loss, holds no other tensor.
-        case = case.map_tensors(
-            lambda tensor: (
-                tensor
-                if isinstance(tensor, FakeTensor) and follow.blocks.is_followed(tensor)
-                else _input_like(tensor, device, follow.values, memory)
-            )
-        )
+
+        def moved(tensor: Tensor) -> Tensor:
+            # An input that is on the device already stays the same tensor, which the loss may hold, too.
+            if isinstance(tensor, FakeTensor) and follow.blocks.is_followed(tensor):
+                return tensor
+            return _input_like(tensor, device, follow.values, memory)
+
+        case = case.map_tensors(moved)
         follow.blocks.tag("batch", case.tensors())
         case = replace(case, module=made_fake(case.module, device, follow.values))
     else:
