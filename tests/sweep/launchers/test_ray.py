@@ -42,6 +42,21 @@ def cluster():
             os.environ["PYTHONPATH"] = before
 
 
+class After:
+    """An observer that acts once so many cells have their records."""
+
+    def __init__(self, count, act):
+        self.left, self.act = count, act
+
+    def started(self, cell):
+        pass
+
+    def finished(self, record):
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+
 def engine(**options):
     from capsbench.sweep.launchers.ray import RayEngine
 
@@ -85,19 +100,11 @@ def test_a_node_that_dies_costs_only_what_was_in_flight(cluster, tmp_path):
     extra = cluster.add_node(num_cpus=2, **SMALL)
     used, begun = engine(), threading.Event()
 
-    class Killer:
-        count = 0
+    def kill():
+        cluster.remove_node(extra, allow_graceful=False)
+        begun.set()
 
-        def started(self, cell):
-            pass
-
-        def finished(self, record):
-            self.count += 1
-            if self.count == 4:
-                cluster.remove_node(extra, allow_graceful=False)
-                begun.set()
-
-    report = drive(plan(40), tmp_path / "report", used, observers=[Killer()])
+    report = drive(plan(40), tmp_path / "report", used, observers=[After(4, kill)])
     assert begun.is_set()
     assert [record.status for record in report.records] == ["ok"] * 40
     assert len(report.path.read_text().splitlines()) == 40
@@ -144,17 +151,9 @@ def test_a_node_without_the_package_ends_the_sweep_in_two_lines(odd_node, tmp_pa
 
 
 def test_nodes_may_all_die_if_others_come(cluster, tmp_path):
-    class Killer:
-        count = 0
-
-        def started(self, cell):
-            pass
-
-        def finished(self, record):
-            self.count += 1
-            if self.count == 4:
-                for node in list(cluster.worker_nodes):
-                    cluster.remove_node(node, allow_graceful=False)
+    def kill():
+        for node in list(cluster.worker_nodes):
+            cluster.remove_node(node, allow_graceful=False)
 
     texts = []
 
@@ -164,7 +163,7 @@ def test_nodes_may_all_die_if_others_come(cluster, tmp_path):
             for _ in range(2):
                 cluster.add_node(num_cpus=2, wait=False, **SMALL)
 
-    report = drive(plan(24), tmp_path / "report", engine(), observers=[Killer()], notify=notify)
+    report = drive(plan(24), tmp_path / "report", engine(), observers=[After(4, kill)], notify=notify)
     assert [record.status for record in report.records] == ["ok"] * 24
     assert "measured again, since a worker was lost" in texts[0]
 
@@ -173,20 +172,12 @@ def test_ctrl_c_ends_what_is_being_measured(cluster, tmp_path):
     planned = plan(2)
     planned = planned.model_copy(update={"cells": [*planned.cells, Cell(configuration=make_configuration("tests:sleeps", 1))]})
 
-    class Interrupter:
-        count = 0
-
-        def started(self, cell):
-            pass
-
-        def finished(self, record):
-            self.count += 1
-            if self.count == 2:
-                raise KeyboardInterrupt
+    def interrupt():
+        raise KeyboardInterrupt
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        drive(planned, tmp_path / "report", engine(), observers=[Interrupter()])
+        drive(planned, tmp_path / "report", engine(), observers=[After(2, interrupt)])
     assert time.monotonic() - began < 500
     assert len(Report(tmp_path / "report").records) == 2
     # The worker that slept is gone, so that all cores of the cluster can be had again.
