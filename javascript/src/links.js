@@ -12,6 +12,7 @@ const [OWN, JUMP] = ["selection", "jump"];
 
 let began = new Map();
 let showCell = () => {};
+let isRestoring = false;
 
 function choices() {
   const filters = Object.entries(state.filters).map(([name, value]) => [`filter-${name}`, value]);
@@ -53,6 +54,7 @@ const markNow = () => (history.state === JUMP ? JUMP : OWN);
 
 // Keeps a choice in the address.
 export function remember(part) {
+  if (isRestoring) return; // the address holds what is being restored, of which the state has only a part so far
   if (began.size && SECTIONS.has(part)) write("replaceState", SECTIONS.get(part), markNow());
 }
 
@@ -108,8 +110,13 @@ function restore() {
   ])
     take(state.depth, name, control, chosen(`depth-${name}`));
   restoreTradeoff(chosen);
-  for (const part of SECTIONS.keys()) change(part, {});
-  showCell(cellIn(given), history.state === JUMP);
+  isRestoring = true;
+  try {
+    for (const part of SECTIONS.keys()) change(part, {});
+    showCell(cellIn(given), history.state === JUMP);
+  } finally {
+    isRestoring = false;
+  }
   write("replaceState", section, markNow());
 }
 
