@@ -19,6 +19,10 @@ pytestmark = pytest.mark.slow
 SMALL = {"object_store_memory": 80 * 2**20}
 """Memory of a node for objects; by default it takes a third of the machine's."""
 
+SOON = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+"""Settings with which a cluster knows after a second that a node was killed; by default after 15. A node that lives has as long
+to answer as ever."""
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -27,7 +31,9 @@ def cluster():
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = with_tests()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, **SMALL}
+    )
     try:
         for _ in range(2):
             made.add_node(num_cpus=2, **SMALL)
