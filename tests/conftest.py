@@ -60,9 +60,14 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tests_of_a_file() -> Iterator[None]:
-    """Fixtures of a file have the same random numbers, too, and packages that its tests have imported stay."""
+def _random_numbers_are_those_of_this_file() -> None:
+    """Fixtures of a file have the same random numbers, too."""
     seed()
+
+
+@pytest.fixture(autouse=True)
+def _imported_packages_stay() -> Iterator[None]:
+    """Let the tests after one that imports a package look for no garbage in it: every trace looks for garbage."""
     yield
     if len(gc.get_objects()) > _MANY_OBJECTS:
         gc.collect()

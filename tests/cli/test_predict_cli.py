@@ -13,6 +13,9 @@ from capsbench.report import Report, load
 from capsbench.sweep import local
 from helpers.commands import Result
 
+pytestmark = pytest.mark.usefixtures("warm")
+
+WARM = ("transformers.models.gpt2.modeling_gpt2",)
 OWN = ("--depth", "1,2", "--batch-size", "4")
 
 MLP = """
