@@ -9,9 +9,11 @@ differences of whole replicates are added.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from capsbench.stats.intervals import Floats, StandardError, half_width, p_value
@@ -205,8 +207,15 @@ def _between(logs: Floats, places: Sequence[Place], *, share: bool) -> list[Stan
 
 def _means(values: Floats, groups: Sequence[float]) -> Floats:
     """The mean of each group, in ascending order of the groups."""
-    _, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    places, counts = _grouped(tuple(groups))
     return np.asarray(np.bincount(places, weights=values) / counts, dtype=float)
+
+
+@lru_cache(maxsize=1024)
+def _grouped(groups: tuple[float, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The place of each value's group in ascending order, and the number of values in each group."""
+    _, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return places, counts
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:

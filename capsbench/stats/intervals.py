@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,13 @@ def half_width(errors: Iterable[StandardError], confidence: float = CONFIDENCE) 
         errors: one per source.
         confidence: level of the interval.
     """
-    return math.hypot(*(one.value * float(special.stdtrit(one.degrees, (1 + confidence) / 2)) for one in errors if one.value))
+    return math.hypot(*(one.value * _quantile(one.degrees, confidence) for one in errors if one.value))
+
+
+@lru_cache(maxsize=4096)
+def _quantile(degrees: float, confidence: float) -> float:
+    """The end of the interval of Student's t at this level."""
+    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
 def error_beyond(seen: float, explained: float, degrees: float) -> StandardError:
@@ -69,7 +76,7 @@ def p_value(estimate: float, errors: Sequence[StandardError]) -> float:
     if half <= 1e-12 * abs(estimate):
         return 0.0 if estimate else 1.0
     degrees = min(one.degrees for one in errors if one.value)
-    within = abs(estimate) / half * float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    within = abs(estimate) / half * _quantile(degrees, CONFIDENCE)
     return float(2 * special.stdtr(degrees, -within))
 
 

@@ -54,8 +54,8 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
         raise ConfigurationError(f"{x.size} blocks for {y.size} values", "give one value for each depth")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ConfigurationError("a depth or value is not finite", "leave out cells that were not measured")
-    if np.unique(x).size < 2:
-        raise ConfigurationError(f"a slope needs two depths; got {np.unique(x).size}", "give values of two depths or more")
+    if (depths := len(set(x.tolist()))) < 2:
+        raise ConfigurationError(f"a slope needs two depths; got {depths}", "give values of two depths or more")
     if np.ptp(y) == 0:
         # The values are exactly level, and r² has nothing to explain.
         level = float(y[0])

@@ -58,7 +58,8 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
     depths = np.unique(blocks).size
     spare = blocks.size - depths
     if spare > 0 and depths > 2:
-        means = np.array([values[blocks == depth].mean() for depth in blocks])
+        of_depth = {depth: values[blocks == depth].mean() for depth in set(blocks.tolist())}
+        means = np.array([of_depth[depth] for depth in blocks.tolist()])
         return _chance(_squares(blocks, values, 1), ((values - means) ** 2).sum(), depths - 2, spare) >= BENT_BY_CHANCE
     if depths >= _FEWEST_DEPTHS:
         spare = blocks.size - 3

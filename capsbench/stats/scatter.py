@@ -8,10 +8,12 @@ process is added too, although the medians show most of it: medians that lie on 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capsbench.stats.intervals import Floats, StandardError, StandardErrors
 from capsbench.stats.median import median_error
@@ -56,24 +58,50 @@ ErrorPair = tuple[StandardError, StandardError]
 
 def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
     """Errors from the distances to the line, of the means of depths if there are three depths."""
-    blocks, values, roots = points.blocks, points.values, np.ones(points.blocks.size)
-    depths, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
-    if 2 < depths.size < blocks.size:
-        # The line through the means, weighted by their numbers of values, is the line through all values.
-        blocks, values, roots = depths, np.bincount(places, weights=values) / counts, np.sqrt(counts)
-    design = roots[:, None] * np.column_stack([blocks, np.ones(blocks.size)])
-    contrasts = np.linalg.pinv(design)
+    blocks, counts, places, roots, contrasts, left = _weighted(tuple(points.blocks.tolist()))
+    values = points.values if places is None else np.bincount(places, weights=points.values) / counts
     slope, intercept = contrasts @ (roots * values)
     fitted = slope * blocks + intercept
     levels = noise_levels(fitted, points.values) if relative else np.ones(blocks.size)
     # Residuals as shares of their levels are this matrix times the shares of noise, of which they are fewer (Satterthwaite 1946).
-    spread = (np.eye(blocks.size) - design @ contrasts) * levels / levels[:, None]
+    spread = left * levels / levels[:, None]
     squares = spread @ spread.T
     expected = float(np.trace(squares))
     noise = np.linalg.norm(roots * (values - fitted) / levels) / np.sqrt(expected)
     degrees = expected**2 / float((squares**2).sum())
     of_slope, of_intercept = (float(noise * np.linalg.norm(contrast * levels)) for contrast in contrasts)
     return StandardError(of_slope, degrees), StandardError(of_intercept, degrees)
+
+
+class _Weighted(NamedTuple):
+    """The part of a least-squares line that depends on its depths alone."""
+
+    blocks: Floats
+    """`[m]`, the depths of the fitted values: of means, if there are three depths with several values."""
+    counts: Floats
+    """`[m]`, their weights: the numbers of values."""
+    places: NDArray[np.intp] | None
+    """`[n]`, the index of the mean that each value is part of; None where the values themselves are fitted."""
+    roots: Floats
+    """`[m]`, the square roots of the weights."""
+    contrasts: Floats
+    """`[2, m]`, factors that give slope and intercept from the weighted values."""
+    left: Floats
+    """`[m, m]`, the matrix that leaves the weighted residuals of weighted values."""
+
+
+@lru_cache(maxsize=1024)
+def _weighted(blocks: tuple[float, ...]) -> _Weighted:
+    """The fit for these depths, which many series share."""
+    fitted = np.array(blocks)
+    depths, means, counts = np.unique(fitted, return_inverse=True, return_counts=True)
+    # The line through the means, weighted by their numbers of values, is the line through all values.
+    of_means = 2 < depths.size < fitted.size
+    fitted, weights = (depths, counts.astype(float)) if of_means else (fitted, np.ones(fitted.size))
+    roots = np.sqrt(weights)
+    design = roots[:, None] * np.column_stack([fitted, np.ones(fitted.size)])
+    contrasts = np.linalg.pinv(design)
+    return _Weighted(fitted, weights, means if of_means else None, roots, contrasts, np.eye(fitted.size) - design @ contrasts)
 
 
 def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
