@@ -5,8 +5,8 @@ reversible stack, which computes with its parameters in a function of its own, i
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -38,17 +38,36 @@ def check_parallel(
         raise ConfigurationError(
             f"`parallel` {parallel} needs the number of processes", "give `world_size`, such as 2, or vary world-size=1,2,4"
         )
-    refused = {
-        "optimizer_step": (optimizer_step == "backward", "the optimizer would step before gradients are averaged"),
-        "compile": (compilation not in (None, "none"), "a compiler decides anew when parameters are gathered"),
-        "precision": (precision == "fp16", "processes would have to agree on the scale of the loss"),
-    }
-    given = {"optimizer_step": optimizer_step, "compile": compilation, "precision": precision}
-    for name, (is_refused, why) in refused.items():
-        if is_refused:
-            raise ConfigurationError(
-                f"`{name}` {given[name]} is not possible with `parallel` {parallel}: {why}", f"leave `{name}` out"
-            )
+    early, compiled = optimizer_step == "backward", compilation not in (None, "none")
+    refuse_with(
+        parallel,
+        {
+            f"`optimizer_step` {optimizer_step}": early and "the optimizer would step before gradients are averaged",
+            f"`compile` {compilation}": compiled and "a compiler decides anew when parameters are gathered",
+            f"`precision` {precision}": precision == "fp16" and NO_COMMON_SCALE,
+        },
+    )
+
+
+NO_COMMON_SCALE = "processes would have to agree on the scale of the loss"
+"""The reason for which fp16 is not possible."""
+
+
+def refuse_with(parallel: str, reasons: Mapping[str, str | Literal[False]], hint: str | None = None) -> None:
+    """Refuse the first option that does not go with a way to train on several processes.
+
+    Args:
+        parallel: the way.
+        reasons: by the option as a message names it, the reason against it; False where there is none.
+        hint: what would be right; by default to leave that option out.
+
+    Raises:
+        ConfigurationError: there is a reason.
+    """
+    for option, why in reasons.items():
+        if why:
+            name = option.partition(" ")[0]
+            raise ConfigurationError(f"{option} is not possible with `parallel` {parallel}: {why}", hint or f"leave {name} out")
 
 
 def distributed(model: nn.Module, *, name: str, parallel: str, world_size: int, kind: str) -> nn.Module:

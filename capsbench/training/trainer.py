@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.errors import ConfigurationError
+from capsbench.parallel import NO_COMMON_SCALE, refuse_with
 from capsbench.system.durable import replace_file
 from capsbench.system.locks import alone_in
 from capsbench.system.paths import absolute
@@ -159,16 +160,12 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
 
 def _check_sharded(settings: TrainingSettings, *, diagnostics: bool) -> None:
     """Refuse what needs a whole network, or whole gradients, in one process."""
-    refused = {
-        "`precision` fp16": (settings.network.precision == "fp16", "processes would have to agree on the scale of the loss"),
-        f"`optimizer` {settings.optimizer}": (settings.optimizer != "adam", "it computes with whole gradients"),
-        "`diagnostics`": (diagnostics, "the first process examines the network alone"),
+    reasons = {
+        "`precision` fp16": settings.network.precision == "fp16" and NO_COMMON_SCALE,
+        f"`optimizer` {settings.optimizer}": settings.optimizer != "adam" and "it computes with whole gradients",
+        "`diagnostics`": diagnostics and "the first process examines the network alone",
     }
-    for name, (is_refused, why) in refused.items():
-        if is_refused:
-            raise ConfigurationError(
-                f"{name} is not possible with `parallel` fsdp: {why}", "leave it out, or train with `parallel` ddp"
-            )
+    refuse_with("fsdp", reasons, "leave it out, or train with `parallel` ddp")
 
 
 def _nothing_to_resume(folder: Path) -> ConfigurationError:
