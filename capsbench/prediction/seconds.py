@@ -72,7 +72,7 @@ def calibrated_speed(threads: int | None = None) -> DeviceSpeed:
     """
     before = torch.get_num_threads()
     count = threads or before
-    key, known = f"{platform.node()}, {count} threads", _known_speeds()
+    key, known = f"{platform.node()}, {count} threads", json.loads(os.environ.get(_SPEEDS, "{}"))
     if key not in known:
         torch.set_num_threads(count)
         try:
@@ -81,10 +81,6 @@ def calibrated_speed(threads: int | None = None) -> DeviceSpeed:
             torch.set_num_threads(before)
         os.environ[_SPEEDS] = json.dumps(known)
     return DeviceSpeed(**known[key])
-
-
-def _known_speeds() -> dict[str, dict[str, float]]:
-    return json.loads(os.environ.get(_SPEEDS, "{}"))
 
 
 def _measured_speed() -> DeviceSpeed:

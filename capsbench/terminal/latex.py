@@ -1,7 +1,7 @@
 """Slopes as tables for LaTeX, in the style of the package booktabs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from string import ascii_lowercase
 from typing import Any
 
@@ -60,7 +60,8 @@ def slopes_latex(table: pd.DataFrame) -> str:
 def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
     groups = [(series, {row["metric"]: row for row in rows.to_dict("records")}) for series, rows in by_series(table)]
     labels = Labels(series for series, _ in groups)
-    columns = [_Column(name, [rows[name] for _, rows in groups if name in rows], marks) for name in SHOWN if _has(groups, name)]
+    found: dict[str, list[Mapping[Any, Any]]] = {name: [rows[name] for _, rows in groups if name in rows] for name in SHOWN}
+    columns = [_Column(name, rows, marks) for name, rows in found.items() if rows]
     heads = ["Network", *(text for column in columns for text in column.heads())]
     units = ["", *(text for column in columns for text in column.units(axis_unit(axis)))]
     lines = [[latex_text(labels.of(series)), *(text for it in columns for text in it.cells(rows))] for series, rows in groups]
@@ -77,10 +78,6 @@ def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
             r"\end{tabular}",
         ]
     )
-
-
-def _has(groups: Sequence[tuple[object, Mapping[str, object]]], metric: str) -> bool:
-    return any(metric in rows for _, rows in groups)
 
 
 class _Column:

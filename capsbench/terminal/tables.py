@@ -133,7 +133,10 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     for name in _OF_A_CELL:
         out.add_column(METRICS[name].head, justify="right", overflow="fold")
     finished = rows[rows["status"] == "ok"]
-    units = {name: _unit(finished, METRICS[name]) for name in _OF_A_CELL}
+    units = {
+        name: common_unit(finished[METRICS[name].column].dropna().map(float), is_bytes=METRICS[name].is_bytes)
+        for name in _OF_A_CELL
+    }
     for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
         dataset = [dataset_title(row["dataset"])] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
@@ -141,11 +144,6 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
         figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name], units[name]) for name in _OF_A_CELL]
         out.add_row(*map(text_cell, names), *figures)
     return out
-
-
-def _unit(rows: pd.DataFrame, metric: Metric) -> Unit:
-    """The one unit of a column of values."""
-    return common_unit(rows[metric.column].dropna().map(float), is_bytes=metric.is_bytes)
 
 
 def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
