@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from capsbench.axes import per_unit
@@ -80,12 +81,15 @@ def slopes(frame: pd.DataFrame, along: str | None = None) -> SlopesFrame:
     keys = [*series_columns(frame), "metric"]
     points: dict[_Key, list[tuple[float, float]]] = {}
     for series, cells in series_of(frame):
+        positions, took_turns = cells[POSITION_COLUMN].to_numpy(dtype=float), cells[ROUNDS_COLUMN].map(bool).to_numpy(dtype=bool)
         for metric in METRICS.values():
-            known = cells[metric.column].notna()
-            in_turn = not metric.is_bytes and cells.loc[known, ROUNDS_COLUMN].map(bool).any()
-            pairs = zip(*(cells.loc[known, name].astype(float) for name in (POSITION_COLUMN, metric.column)), strict=True)
+            values = cells[metric.column].to_numpy(dtype=float, na_value=np.nan)
+            known = ~np.isnan(values)
+            in_turn = not metric.is_bytes and took_turns[known].any()
             points[_key(series | {"metric": metric.name}, keys)] = list(
-                values_by_position(cells[known], metric).items() if in_turn else pairs
+                values_by_position(cells[known], metric).items()
+                if in_turn
+                else zip(positions[known].tolist(), values[known].tolist(), strict=True)
             )
     # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
