@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from capsbench.axes import parse_depths
-from capsbench.cli.command import echo, echo_rows, typed_command
+from capsbench.cli.command import echo_rows, typed_command
 from capsbench.cli.output import console_of, say, writing
 from capsbench.cli.train import command as train_command
 from capsbench.cli.train import training_settings
