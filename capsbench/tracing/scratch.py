@@ -25,7 +25,7 @@ _WITH_BUFFERS = {
     for name in (
         "_batch_norm_with_update", "_ctc_loss_backward", "_embedding_bag", "_embedding_bag_backward",
         "_embedding_bag_dense_backward", "_embedding_bag_forward_only", "_embedding_bag_per_sample_weights_backward", "_fft_c2r",
-        "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_native_batch_norm_legit",
+        "_fused_rms_norm", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_native_batch_norm_legit",
         "_native_batch_norm_legit_no_training", "_safe_softmax", "_trilinear", "_upsample_bicubic2d_aa",
         "_upsample_bilinear2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "all",
         "any", "binary_cross_entropy", "binary_cross_entropy_backward", "binary_cross_entropy_with_logits", "count_nonzero",
@@ -36,6 +36,7 @@ _WITH_BUFFERS = {
         "sort", "std", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest1d",
         "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d", "var",
     )
+    if hasattr(torch.ops.aten, name)  # other releases of torch lack some
 }  # fmt: skip
 """Operators that hold more than they return: results by element that they then sum, buffers of threads, copies and tables.
 

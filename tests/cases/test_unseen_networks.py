@@ -220,6 +220,10 @@ def counting():
     return Case(Counting(), (torch.rand(2, 2), torch.ones(900, dtype=torch.bool)))
 
 
+def root_mean_squares():
+    return Case(nn.RMSNorm(64), torch.rand(7, 64), loss=Tensor.sum)
+
+
 MAKERS = (
     experts, bags, normed, speech, slow_optimizer, largest_of_squares, hooked, counted, encoded, spectral, derived, steps,
     deformed, traced_by_script, mean_of_squares, normalised_sums, enlarged,
@@ -243,7 +247,9 @@ def test_a_peak_of_forward_has_the_buffers_of_losses_and_sums(make):
     assert found.predicted.peak_forward_bytes == found.measured.peak_forward_bytes
 
 
-@pytest.mark.parametrize("make", [bags, slow_optimizer, normalised_sums, enlarged, counting], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [bags, slow_optimizer, normalised_sums, enlarged, counting, root_mean_squares], ids=lambda make: make.__name__
+)
 def test_a_peak_of_inference_is_that_which_was_measured(make):
     configuration = configured(named(make))
     expected = memory_figures(probed_step(configuration))
