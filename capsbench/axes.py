@@ -31,9 +31,12 @@ _UNITS_OF_SETTINGS = {
     **{
         f"{before}{noun}s": noun
         for before in ("", "n_", "num_")
-        for noun in ("channel", "edge", "expert", "feature", "frame", "head", "image", "layer", "node", "rank", "step", "token")
+        for noun in (
+            "channel", "chunk", "edge", "expert", "feature", "frame", "group", "head", "image", "layer", "level", "node", "point",
+            "rank", "stage", "step", "token", "window",
+        )
     },
-}
+}  # fmt: skip
 """Units of settings of cases whose names say what they count, in the singular; those of options are in their rows."""
 
 

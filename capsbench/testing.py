@@ -17,9 +17,10 @@ or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -169,15 +170,7 @@ def memory_slope(
         ConfigurationError: fewer than two positions, an axis that the network does not have, a network that cannot be made or
             traced, or one that differs each time; or `basis` does not fit, or has more terms than there are positions.
     """
-    if vary is not None and len(vary) != 1:
-        raise ConfigurationError(f"`vary` names {len(vary)} axes", "give the one over which the slope is fitted")
-    if vary is not None and depths is not None:
-        raise ConfigurationError("`depths` and `vary` are both given", "give depths, or one axis and its values in `vary`")
-    ((axis, values),) = (vary or {"blocks": depths or (1, 2, 4)}).items()
-    asked = tuple(sorted(set(values)))
-    if len(asked) < 2 or asked[0] < 0:
-        given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"
-        raise ConfigurationError(f"{given} make no slope", "give at least two different ones, 0 or more")
+    axis, asked = _axis(model_factory, depths, vary)
     is_case = settings_of(model_factory) is not None
     if not is_case and (settings or axis not in ("blocks", "batch_size")):
         odd = next(iter(settings), axis)
@@ -209,6 +202,29 @@ def memory_slope(
         off = f"is off by up to {bytes_text(fit.misfit)}" if fit.misfit is not None else f"needs more than {len(asked)} positions"
         raise ConfigurationError(f"`basis` {basis_text(declared)} {off}", "leave it out, and read `shape` and `terms`")
     return MemorySlope(asked, retained, fit.fit, most_first, notes, axis, fit.curve, fit.linear)
+
+
+def _axis(factory: object, depths: object, vary: object) -> tuple[str, tuple[float, ...]]:
+    """The axis of a slope and its positions, which a test may have given in any form."""
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ConfigurationError(
+            f"`model_factory` is {type(factory).__name__}, not a function that makes a network",
+            "give the function; a network that is in memory already has `memory_baseline`",
+        )
+    if vary is not None and not isinstance(vary, Mapping):
+        raise ConfigurationError(f"`vary` is {vary!r}", "give the axis and its values, such as vary={'length': (64, 128, 256)}")
+    if vary is not None and len(vary) != 1:
+        raise ConfigurationError(f"`vary` names {len(vary)} axes", "give the one over which the slope is fitted")
+    if vary is not None and depths is not None:
+        raise ConfigurationError("`depths` and `vary` are both given", "give depths, or one axis and its values in `vary`")
+    ((axis, values),) = (vary or {"blocks": depths or (1, 2, 4)}).items()
+    if isinstance(values, str) or not isinstance(values, Iterable) or not all(isinstance(one, Real) for one in values):
+        raise ConfigurationError(f"{axis} {values!r} are no positions on an axis", "give numbers, such as (1, 2, 4)")
+    asked = tuple(sorted(set(values)))
+    if len(asked) < 2 or asked[0] < 0:
+        given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"
+        raise ConfigurationError(f"{given} make no slope", "give at least two different ones, 0 or more")
+    return axis, asked
 
 
 def _traced(factory: ModelFactory, own: Mapping[str, Any], dataset: str) -> TracedStep:

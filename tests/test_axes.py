@@ -73,6 +73,8 @@ def test_a_position_in_words(fields, axis, words):
         ("num_heads", "head", "heads"),
         ("layers", "layer", "layers"),
         ("world_size", "rank", "ranks"),
+        ("levels", "level", "levels"),
+        ("num_chunks", "chunk", "chunks"),
         ("width", "unit of width", "units of width"),
     ],
 )

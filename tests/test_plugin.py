@@ -173,6 +173,11 @@ def test_memory_per_sample():
         ({"vary": {"length": (4, 8), "batch_size": (1, 2)}}, "names 2 axes"),
         ({"vary": {"depth": (4, 8)}}, "takes no depth"),
         ({"vary": {"length": (4, 8)}, "heads": 3}, "takes no heads"),
+        ({"vary": "length=4-8"}, "`vary` is 'length=4-8'"),
+        ({"vary": ["length"]}, "`vary` is ['length']"),
+        ({"vary": {"length": ("short", "long")}}, "length ('short', 'long') are no positions"),
+        ({"vary": {"length": 8}}, "length 8 are no positions"),
+        ({"vary": {"length": "4-8"}}, "length '4-8' are no positions"),
     ],
 )
 def test_axes_that_make_no_slope_get_two_lines(given, words):
@@ -180,6 +185,14 @@ def test_axes_that_make_no_slope_get_two_lines(given, words):
         memory_slope(attention, **given)
     assert words in error.value.what
     assert error.value.hint
+
+
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), attention(), "networks:attention"], ids=lambda given: type(given).__name__)
+def test_a_network_in_memory_is_no_function(given):
+    with pytest.raises(ConfigurationError) as error:
+        memory_slope(given, vary={"length": (4, 8)})
+    assert error.value.what == f"`model_factory` is {type(given).__name__}, not a function that makes a network"
+    assert "memory_baseline" in error.value.hint
 
 
 def test_a_classifier_has_no_length():

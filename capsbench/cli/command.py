@@ -4,13 +4,17 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from capsbench.errors import CapsbenchError, with_flags
 from capsbench.system.paths import typed, with_typed_paths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STANDARD_OUTPUT = Path("-")
 """Name of standard output in place of a file."""
@@ -82,8 +86,25 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
 
 
 def echo_json(data: object, indent: int | None = 1) -> None:
-    """Print JSON, which holds no sign that an encoding might not have."""
-    click.echo(json.dumps(data, indent=indent))
+    """Print JSON with all digits, which holds no sign that an encoding might not have.
+
+    A number that is not known, or not finite, is null: JSON has no NaN.
+    """
+    click.echo(json.dumps(_in_json(data), indent=indent, allow_nan=False))
+
+
+def echo_rows(table: "pd.DataFrame") -> None:
+    """Print the rows of a table as JSON, an object each."""
+    echo_json(table.to_dict("records"))
+
+
+def _in_json(value: object) -> object:
+    """A value with null for each number that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _in_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def in_words_of_command(text: str) -> str:

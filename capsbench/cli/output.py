@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from capsbench.axes import BASES, axis_title, declared_forms
-from capsbench.cli.command import echo, in_words_of_command
+from capsbench.cli.command import echo, echo_rows, in_words_of_command
 from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
 from capsbench.report import Report, reports_below, summary_in
@@ -109,7 +109,7 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool)
     from capsbench.terminal.tables import cross_terms_table, peak_note, slopes_table
 
     if as_json:
-        echo(table.to_json(orient="records", indent=1))
+        echo_rows(table)
         return
     console = console_of()
     if table.empty:
@@ -135,7 +135,7 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
     from capsbench.terminal.tables import estimates_table
 
     if as_json:
-        echo(table.to_json(orient="records", indent=1))
+        echo_rows(table)
     elif table.empty:
         say(console_of(), f"no estimates: there must be more cells than terms, over {' and '.join(at)}")
     else:

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from capsbench.axes import parse_depths
-from capsbench.cli.command import echo, typed_command
+from capsbench.cli.command import echo_rows, typed_command
 from capsbench.cli.output import console_of, say, writing
 from capsbench.cli.train import command as train_command
 from capsbench.cli.train import training_settings
@@ -74,7 +74,7 @@ def reproduce_table(
         raise Interrupted(error.what, f"resume with: {typed_command()}") from None
     table = compared_with_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), EPOCHS[name]) for trial in trials]))
     if as_json:
-        echo(table.to_json(orient="records", indent=1))
+        echo_rows(table)
     else:
         wide = console_of(width=None if sys.stdout.isatty() else 200)
         wide.print(accuracies_table(table, TABLE_TITLES[name]))

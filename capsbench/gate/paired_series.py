@@ -21,6 +21,7 @@ from capsbench.gate.summarize import curve_of
 from capsbench.gate.summary import (
     COMPARED_BYTES,
     COMPARED_TIMES,
+    CPU_PEAKS,
     HARDWARE,
     CellSummary,
     ScatterSummary,
@@ -48,6 +49,8 @@ SHARE_IN_TURN = 0.5
 """Threshold of slopes of cells that took turns, over that of other times."""
 
 NO_YARDSTICK = "no yardstick"
+
+CPU_PEAK = "a peak that is predicted for a CPU contains memory of the libraries of the machine that predicts"
 
 CONTRADICTED = "yardstick and rest of the step contradict each other"
 
@@ -112,7 +115,8 @@ class PairedSeries:
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
         for name in (*COMPARED_BYTES, *COMPARED_TIMES):
             if any(_has(old, name) and not _has(new, name) for old, new in both):
-                yield Comparison(self.series, "slope", name, "not comparable", why="not measured this time")
+                why = CPU_PEAK if name in CPU_PEAKS and self.new.kind == "predicted" else "not measured this time"
+                yield Comparison(self.series, "slope", name, "not comparable", why=why)
         for name in COMPARED_BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
         for name in COMPARED_TIMES:

@@ -11,6 +11,7 @@ from capsbench.frame import along, to_frame
 from capsbench.gate.summary import (
     COMPARED_BYTES,
     COMPARED_TIMES,
+    CPU_PEAKS,
     CellSummary,
     CurveSummary,
     ScatterSummary,
@@ -207,7 +208,7 @@ def _cell(record: Record, position: float) -> CellSummary:
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
     found = {name: value for name, field in COMPARED_BYTES.items() if (value := getattr(memory, field)) is not None}
     if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
-        for name in ("peak", "inference-peak"):  # they contain the scratch memory of the libraries of the predicting machine
+        for name in CPU_PEAKS:
             found.pop(name, None)
     return found
 

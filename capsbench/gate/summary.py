@@ -26,6 +26,9 @@ COMPARED_BYTES = {
 }
 """Bytes that are compared, with the field of a record that holds them."""
 
+CPU_PEAKS = ("peak", "inference-peak")
+"""Bytes that are not compared where they are predicted for a CPU: they contain memory of the predicting machine's libraries."""
+
 COMPARED_TIMES = {name: QUANTITIES[name].column for name in ("train", "inference")}
 """Times that are compared, with the field that holds their samples."""
 

@@ -23,20 +23,28 @@ _NARROW = {torch.bfloat16, torch.float16}
 _WITH_BUFFERS = {
     getattr(torch.ops.aten, name)
     for name in (
-        "native_layer_norm_backward",
-        "native_batch_norm",
-        "native_batch_norm_backward",
-        "_native_batch_norm_legit_no_training",
-        "_embedding_bag",
-        "_embedding_bag_forward_only",
-        "_embedding_bag_backward",
-        "_embedding_bag_dense_backward",
-        "_embedding_bag_per_sample_weights_backward",
-        "_fft_c2r",
-        "sort",
+        "_batch_norm_with_update", "_ctc_loss_backward", "_embedding_bag", "_embedding_bag_backward",
+        "_embedding_bag_dense_backward", "_embedding_bag_forward_only", "_embedding_bag_per_sample_weights_backward", "_fft_c2r",
+        "_fused_rms_norm", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training", "_safe_softmax", "_trilinear", "_upsample_bicubic2d_aa",
+        "_upsample_bilinear2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "all",
+        "any", "binary_cross_entropy", "binary_cross_entropy_backward", "binary_cross_entropy_with_logits", "count_nonzero",
+        "dist", "histc", "huber_loss", "index_reduce", "isin", "kthvalue", "linalg_householder_product", "linalg_inv_ex",
+        "linalg_lu", "linalg_matrix_exp", "linalg_pinv", "linalg_qr", "logsumexp", "median", "mse_loss",
+        "multilabel_margin_loss_forward", "nanmedian", "native_batch_norm", "native_batch_norm_backward",
+        "native_layer_norm_backward", "renorm", "repeat", "smooth_l1_loss", "soft_margin_loss", "soft_margin_loss_backward",
+        "sort", "std", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest1d",
+        "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d", "var",
     )
-}
-"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, sort, or overwrite a copy."""
+    if hasattr(torch.ops.aten, name)  # other releases of torch lack some
+}  # fmt: skip
+"""Operators that hold more than they return: results by element that they then sum, buffers of threads, copies and tables.
+
+They are those of torch's own tests of operators whose kernels, tried on contiguous tensors, take anything but numbers.
+"""
+_SUMS = {getattr(torch.ops.aten, name) for name in ("cumprod", "cumsum", "prod", "sum")}
+"""Operators that compute in integers of 8 bytes with all narrower ones, and truth values, which they first copy."""
+_COPIED_BY_SUMS = {torch.bool, torch.int8, torch.int16, torch.int32, torch.uint8}
 _CHOOSING = {getattr(torch.ops.aten, name) for name in ("where", "masked_fill", "masked_fill_")}
 """Operators point by point with a tensor of another type that is no operand: it chooses among the others."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
@@ -47,7 +55,7 @@ def may_take(call: Call) -> bool:
     widens = Trait.WORKSPACE in call.traits or call.packet is torch.ops.aten.mean
     if call.packet in _WITH_BUFFERS or (widens and call.tensors[0].dtype in _NARROW):
         return True
-    if _is_of_others(call) or _casts(call):
+    if _is_of_others(call) or _casts(call) or (call.packet in _SUMS and call.tensors[0].dtype in _COPIED_BY_SUMS):
         return True
     if all(one.is_contiguous() for one in call.tensors):
         return False

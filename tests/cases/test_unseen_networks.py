@@ -192,9 +192,41 @@ def traced_by_script():
     return Case(nn.Sequential(nn.Linear(24, 24), part), torch.rand(7, 24), loss=Tensor.sum)
 
 
+def mean_of_squares():
+    return Case(nn.Linear(24, 240), torch.rand(7, 24), loss=nn.MSELoss(), targets=torch.rand(7, 240))
+
+
+def normalised_sums():
+    return Case(nn.Linear(24, 240), torch.rand(7, 24), loss=lambda out: out.logsumexp(-1).sum())
+
+
+def enlarged():
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Upsample(scale_factor=8, mode="bilinear"))
+    return Case(module, torch.rand(2, 1, 4, 4), loss=Tensor.sum)
+
+
+class Counting(nn.Module):
+    """A mean over what a mask leaves, which is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.layer(x).sum() / mask.sum()
+
+
+def counting():
+    return Case(Counting(), (torch.rand(2, 2), torch.ones(900, dtype=torch.bool)))
+
+
+def root_mean_squares():
+    return Case(nn.RMSNorm(64), torch.rand(7, 64), loss=Tensor.sum)
+
+
 MAKERS = (
     experts, bags, normed, speech, slow_optimizer, largest_of_squares, hooked, counted, encoded, spectral, derived, steps,
-    deformed, traced_by_script,
+    deformed, traced_by_script, mean_of_squares, normalised_sums, enlarged,
 )  # fmt: skip
 
 
@@ -209,7 +241,15 @@ def test_predicted_bytes_are_those_that_were_measured(make):
     assert found.predicted.certainty["retained_bytes"] == "exact"
 
 
-@pytest.mark.parametrize("make", [bags, slow_optimizer], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [mean_of_squares, normalised_sums, enlarged, counting], ids=lambda make: make.__name__)
+def test_a_peak_of_forward_has_the_buffers_of_losses_and_sums(make):
+    found = measured(configured(named(make)))
+    assert found.predicted.peak_forward_bytes == found.measured.peak_forward_bytes
+
+
+@pytest.mark.parametrize(
+    "make", [bags, slow_optimizer, normalised_sums, enlarged, counting, root_mean_squares], ids=lambda make: make.__name__
+)
 def test_a_peak_of_inference_is_that_which_was_measured(make):
     configuration = configured(named(make))
     expected = memory_figures(probed_step(configuration))

@@ -10,6 +10,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
+from capsbench.gate.paired_series import CPU_PEAK
 from capsbench.gate.summarize import summarize
 from capsbench.gate.summary import Summary, machine_parts
 from capsbench.gate.verdicts import comparison_remarks, comparison_rows
@@ -414,6 +415,15 @@ def test_predictions_are_compared_with_measurements():
     assert one(compared, "retained", "cell", blocks=4).verdict == "better"
     assert one(compared, "retained").verdict == "same"
     assert compared.across == ("kind: predicted in the first, measured in the second",)
+
+
+def test_a_peak_that_is_predicted_for_a_cpu_is_left_out_with_the_reason():
+    predicted = [
+        one.model_copy(update={"kind": "predicted", "time": None}) for one in seeded_run(["rescapsnet"], device="cpu:predicted")
+    ]
+    compared = compare(in_brief(seeded_run(["rescapsnet"])), in_brief(predicted), across=["kind"])
+    peak = one(compared, "peak")
+    assert (peak.verdict, peak.why) == ("not comparable", CPU_PEAK)
 
 
 def test_lines_that_an_option_alone_distinguishes_are_not_compared_across_it():
