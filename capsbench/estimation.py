@@ -142,7 +142,9 @@ class MemoryEstimate:
         def at(count: int) -> Prediction:
             if count not in known:
                 step = (
-                    self._step if count == samples else trace_for(self.configuration, live=_resized(self._case, samples, count))
+                    self._step
+                    if count == samples
+                    else trace_for(self.configuration, live=_resized(self._case, samples, count), by_module=False)
                 )
                 known[count] = self._predicted(step, room)
             return known[count]

@@ -124,6 +124,8 @@ class Option:
     """Value of the flag where it is typed without one; empty if it needs one."""
     several: bool = False
     """True if the flag of a number takes several, which multiply a sweep."""
+    doubling_beyond: int | None = None
+    """Most values of a range without a step; a longer one is its first value, the doubles, and the last value."""
 
     def knows(self, value: object) -> bool:
         """Return whether a value is one of the choices, which may be followed by names of parts of a network."""
@@ -540,10 +542,12 @@ class Configuration(BaseModel):
         Option(
             flag="--world-size",
             title="World size",
-            help="Processes that train together: 2, 1,2,4 or 1-8.",
+            help="Processes that train together: 2, 1,2,4 or 1-8; in a range beyond 64 values, such as 1-1024, each is twice the "
+            "one before.",
             least=1,
             unit="rank",
             several=True,
+            doubling_beyond=64,
             none="one process",
         ),
     ] = None

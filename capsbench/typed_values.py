@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, takewhile
 from typing import Any, TypeGuard
 
 Setting = bool | int | float | str
@@ -21,8 +22,12 @@ _LARGEST = 2**63
 _LONGEST_REPR = 60
 
 
-def parsed_values(text: str) -> tuple[Setting, ...]:
+def parsed_values(text: str, *, doubling_beyond: int | None = None) -> tuple[Setting, ...]:
     """The values in a comma list, each once. A part in quotation marks, written as in JSON, is a text whatever it holds.
+
+    Args:
+        text: the list: `128,256`, `1-8`, `128-1024:128`.
+        doubling_beyond: most values of a range without a step; a longer one is its first value, the doubles, and the last value.
 
     Raises:
         ValueError: a part is empty, or what it holds between quotation marks is no text.
@@ -31,17 +36,19 @@ def parsed_values(text: str) -> tuple[Setting, ...]:
     for part in _PART.finditer(f"{text},"):
         if not part[1]:
             raise ValueError("a part is empty")
-        found += [json.loads(part[1])] if part[1].startswith('"') else _values_of(part[1])
+        found += [json.loads(part[1])] if part[1].startswith('"') else _values_of(part[1], doubling_beyond)
     # 1 and true are equal, and so are 1 and 1.0.
     return tuple({(type(value), value): value for value in found}.values())
 
 
-def _values_of(part: str) -> Sequence[Setting]:
+def _values_of(part: str, doubling_beyond: int | None) -> Sequence[Setting]:
     """The values of one part of a list: a range, a number, true or false, or else the text."""
     found = _RANGE.fullmatch(part)
     if found:
         first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
         steps = range(first, last + 1, step) if step else range(0)
+        if doubling_beyond is not None and found[3] is None and first > 0 and len(steps) > doubling_beyond:
+            return (*takewhile(lambda value: value < last, (first << power for power in count())), last)
         return steps if 0 < len(steps) <= _LONGEST_RANGE else (part,)
     if part in ("true", "false"):
         return (part == "true",)

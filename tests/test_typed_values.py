@@ -42,6 +42,22 @@ def test_values_of_a_text(text, values):
     assert list(map(type, found)) == list(map(type, values))
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1-1024", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)),
+        ("3-100", (3, 6, 12, 24, 48, 96, 100)),
+        ("1-64", tuple(range(1, 65))),
+        ("1-100:10", tuple(range(1, 101, 10))),
+        ("1-128:1", tuple(range(1, 129))),
+        ("0-100", tuple(range(101))),
+        ("5,1-100", (5, 1, 2, 4, 8, 16, 32, 64, 100)),
+    ],
+)
+def test_a_long_range_of_what_doubles(text, values):
+    assert parsed_values(text, doubling_beyond=64) == values
+
+
 @pytest.mark.parametrize("text", ["", ",", "1,", ",1", "1,,2", '"open', '"a"b', '"a","'])
 def test_texts_without_values(text):
     with pytest.raises(ValueError, match=r"\w"):

@@ -70,7 +70,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
         kind = Parsed("size", parse_bytes)
     elif kind is int:
         least = int(option.least or 0)
-        kind = whole_numbers(least) if option.several else whole_number(least)
+        kind = whole_numbers(least, option.doubling_beyond) if option.several else whole_number(least)
     elif kind is float:
         kind = _number_within(option)
     asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}

@@ -140,7 +140,8 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
 
 def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
     """Print the largest value that fits of each line (a batch for each depth), and return the exit status."""
-    from capsbench.prediction.apart import call_for
+    from capsbench.gate.findings import Labels
+    from capsbench.prediction.apart import answers_to
     from capsbench.prediction.axis_fit import check_axis
     from capsbench.prediction.fit import largest_fit
     from capsbench.terminal.prediction import fit_text
@@ -153,15 +154,18 @@ def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
         # If depth is searched for, the depths of a line are one question.
         asked.setdefault(cell.configuration.series() if what == "depth" else cell.key(), cell.configuration)
     failed: dict[str, CapsbenchError] = {}
-    for configuration in asked.values():
-        try:
-            fit = call_for(configuration.model, largest_fit, configuration, what)
-        except CapsbenchError as error:  # one model's fault does not affect the others
-            failed.setdefault(configuration.model, error)
-            continue
-        fits.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
-        if not as_json:
-            say(console_of(), fit_text(configuration, **dataclasses.asdict(fit)))
+    series = [configuration.without("blocks").options() for configuration in asked.values()]
+    labels = Labels(series)
+    with answers_to(largest_fit, [(configuration, what) for configuration in asked.values()]) as answers:
+        for configuration, options, answer in zip(asked.values(), series, answers, strict=True):
+            try:
+                fit = answer()
+            except CapsbenchError as error:  # one model's fault does not affect the others
+                failed.setdefault(configuration.model, error)
+                continue
+            fits.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
+            if not as_json:
+                say(console_of(), fit_text(configuration, title=labels.of(options), **dataclasses.asdict(fit)))
     if as_json:
         echo_json(fits)
     for fault in failed.values():

@@ -161,12 +161,12 @@ def whole_number(least: int, most: int | None = None) -> Parsed:
     return Parsed("integer", parse)
 
 
-def whole_numbers(least: int) -> Parsed:
-    """Several whole numbers of at least `least`, as a list or a range."""
+def whole_numbers(least: int, doubling_beyond: int | None = None) -> Parsed:
+    """Several whole numbers of at least `least`, as a list or a range; one of more than `doubling_beyond` values doubles."""
 
     def parse(flag: str, text: str) -> tuple[int, ...]:
         try:
-            values = parsed_values(text)
+            values = parsed_values(text, doubling_beyond=doubling_beyond)
         except ValueError:
             values = ()
         numbers = tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))

@@ -15,9 +15,9 @@ import psutil
 import torch
 
 from capsbench.cases.fingerprint import package_digest
-from capsbench.measure.cores import allowed_cores, quota
 from capsbench.measure.facts import Facts, asked
 from capsbench.measure.variables import SETTINGS
+from capsbench.system.cores import allowed_cores, quota
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
 

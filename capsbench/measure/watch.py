@@ -9,10 +9,10 @@ import psutil
 import torch
 
 from capsbench.measure.compiling import compilations
-from capsbench.measure.cores import Cores
 from capsbench.measure.facts import asked
 from capsbench.measure.noise import Machine
 from capsbench.measure.processes import nvml_handle
+from capsbench.system.cores import Cores
 
 _SHORTEST = 0.5
 """Shortest watch in seconds. The system counts core time in steps of 10 ms, so a shorter watch would see phantom load."""

@@ -21,7 +21,9 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -30,6 +32,8 @@ from torch import nn
 from capsbench.cases.factories import BUILT_IN
 from capsbench.cases.foreign import module_of, refuse_while_importing
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
+from capsbench.records import Configuration
+from capsbench.system.cores import Cores
 from capsbench.system.families import FAMILY, end_family, end_with_family, ended_words, last_words
 from capsbench.system.paths import start, starting_here
 from capsbench.tracing.follow import following
@@ -37,6 +41,12 @@ from capsbench.tracing.follow import following
 T = TypeVar("T")
 
 _LENGTH = struct.Struct("!Q")
+
+_FEW = 3
+"""Most calls that are not worth another process, which takes seconds to start."""
+
+_MOST_SERVERS = 8
+"""Most servers at a time: each takes some hundred megabytes."""
 
 
 class _Question(NamedTuple):
@@ -68,10 +78,38 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
     Raises:
         CapsbenchError: the function raised it, or its process ended without an answer.
     """
+    return function(*args) if model in BUILT_IN or _is_made_here(model) else call(function, *args)
+
+
+def _is_made_here(model: str) -> bool:
+    """Return whether this process alone knows a network: no other can import a module that was made here, as in a notebook."""
     module = sys.modules.get(module_of(model))
-    # Another process could not import a module that was made here, as in a notebook.
-    here = model in BUILT_IN or (module is not None and module.__spec__ is None)
-    return function(*args) if here else call(function, *args)
+    return module is not None and module.__spec__ is None
+
+
+@contextlib.contextmanager
+def answers_to(function: Callable[..., T], asked: Sequence[tuple[Configuration, Any]]) -> Iterator[Iterable[Callable[[], T]]]:
+    """Call a function for several configurations, side by side if they are many; the results come in order.
+
+    Each is a function that waits, and returns what the call returned or raises what it raised.
+
+    Args:
+        function: function of a module, under its own name there.
+        asked: its arguments for each call.
+    """
+    servers = min(int(Cores().capacity), _MOST_SERVERS)
+    if len(asked) <= _FEW or servers <= 1 or any(_is_made_here(configuration.model) for configuration, _ in asked):
+        yield (partial(call_for, args[0].model, function, *args) for args in asked)
+        return
+    pool = ThreadPoolExecutor(servers)
+    try:
+        yield [pool.submit(call, function, *args).result for args in asked]
+    except BaseException:  # Ctrl-C too: calls under way are not waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+        close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None = None) -> T:
@@ -88,7 +126,7 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
     """
     refuse_while_importing()
     question = pickle.dumps(_Question(function, args, str(start()), sys.path, dict(os.environ)))
-    answer = _SERVER.ask(question, timeout_seconds)
+    answer = _SERVERS.ask(question, timeout_seconds)
     if answer.kind == "error":
         raise answer.content
     if answer.kind == "ended":
@@ -97,8 +135,8 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
 
 
 def close() -> None:
-    """End the server until it is needed again, so that no idle process stays during a measurement."""
-    _SERVER.close()
+    """End all servers until one is needed again, so that no idle process stays during a measurement."""
+    _SERVERS.close()
 
 
 class _Server:
@@ -109,22 +147,20 @@ class _Server:
         self._family = ""
         self._owner = 0
         self._printed: IO[bytes] | None = None
-        self._lock = threading.Lock()
 
     def ask(self, question: bytes, timeout_seconds: float | None) -> _Answer:
-        with self._lock:
-            try:
-                to, back = self._pipes()
-                _send(to, question)
-                if not select.select([back], [], [], timeout_seconds)[0]:
-                    self.close()
-                    return _Answer("ended", f"gave no answer in {timeout_seconds:g} s")
-                return _read(back)
-            except (EOFError, BrokenPipeError):
-                return _Answer("ended", self._last_words())
-            except BaseException:  # Ctrl-C too: a call under way is not waited for
+        try:
+            to, back = self._pipes()
+            _send(to, question)
+            if not select.select([back], [], [], timeout_seconds)[0]:
                 self.close()
-                raise
+                return _Answer("ended", f"gave no answer in {timeout_seconds:g} s")
+            return _read(back)
+        except (EOFError, BrokenPipeError):
+            return _Answer("ended", self._last_words())
+        except BaseException:  # Ctrl-C too: a call under way is not waited for
+            self.close()
+            raise
 
     def _last_words(self) -> str:
         """Description of the end of a server that gave no answer."""
@@ -160,7 +196,31 @@ class _Server:
         return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
 
 
-_SERVER = _Server()
+class _Servers:
+    """One server for each call under way, the one that was used last first."""
+
+    def __init__(self) -> None:
+        self._all: list[_Server] = []
+        self._idle: list[_Server] = []
+        self._lock = threading.Lock()
+
+    def ask(self, question: bytes, timeout_seconds: float | None) -> _Answer:
+        with self._lock:
+            if not self._idle:
+                self._all.append(_Server())
+            server = self._idle.pop() if self._idle else self._all[-1]
+        try:
+            return server.ask(question, timeout_seconds)
+        finally:
+            with self._lock:
+                self._idle.append(server)
+
+    def close(self) -> None:
+        for server in list(self._all):
+            server.close()
+
+
+_SERVERS = _Servers()
 atexit.register(close)
 
 

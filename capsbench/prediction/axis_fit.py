@@ -84,7 +84,7 @@ class _Values:
         if value not in self.known:
             changed = _changed(self._configuration, self._axis, value)
             try:
-                self.known[value] = predict_memory(changed, trace_for(changed))
+                self.known[value] = predict_memory(changed, trace_for(changed, by_module=False))
             except CapsbenchError as error:
                 if value == self.start:
                     raise

@@ -7,16 +7,21 @@ from typing import NamedTuple
 from capsbench.options import DEEPEST
 from capsbench.prediction.predict import Prediction
 from capsbench.prediction.search import Fit, taken
-from capsbench.records import MemoryFigures
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
 EVEN_FROM = 128
 """Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
-EVEN_FROM_OF_SEVERAL = CHECKED[-1]
-"""Least depth for a step of several processes, each of whose blocks takes five times as long to trace."""
+CHECKED_OF_SEVERAL = (8, 16, 32)
+"""`CHECKED` of a step of several processes, each of whose blocks takes several times as long to trace."""
+EVEN_FROM_OF_SEVERAL = CHECKED_OF_SEVERAL[-1]
+"""`EVEN_FROM` of a step of several processes."""
 _CLOSE = 1e-3
 """Largest difference of growths that are taken to be equal, as a share of the larger one."""
+_CLOSE_TO_STANDING = 0.02
+"""Largest difference of a peak's growth from that of the bytes that it consists of: a GPU's allocator rounds large blocks up."""
+_FRAGMENTED = 1.25
+"""Largest growth of reserved memory, as a multiple of that of the memory in use, that is no sign of a jump between few blocks."""
 DEEPEST_TRACED = 256
 """Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
 
@@ -38,18 +43,19 @@ class Growth(NamedTuple):
         return self.nbytes + self.per_block * blocks
 
 
-def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction], *, even_from: int = EVEN_FROM) -> Fit:
+def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction], *, of_several: bool = False) -> Fit:
     """The deepest network that fits, if the deepest of `CHECKED` does.
 
     Args:
         at: predicts the network of a depth, and keeps what it predicts in `known`.
         known: predictions by depth.
-        even_from: least depth that is traced before growth is taken to be constant.
+        of_several: predictions are of a step of several processes.
     """
+    checked, even_from = (CHECKED_OF_SEVERAL, EVEN_FROM_OF_SEVERAL) if of_several else (CHECKED, EVEN_FROM)
     # Trace until one does not fit, and then those between; or until growth is even, and extrapolate the rest from it.
-    for blocks in CHECKED:
+    for blocks in checked:
         at(blocks)
-    fitting, failing, stride = CHECKED[-1], None, 1
+    fitting, failing, stride = checked[-1], None, 1
     while failing is None or failing - fitting > 1:
         growths = _growths(known, fitting)
         reached = _reached(growths, fitting, at(fitting).room_bytes)
@@ -100,11 +106,12 @@ def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, nbytes:
 def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
     traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
-    # The bytes at the end of forward or of backward become the highest point in the end, however low they still are.
+    # The bytes at the end of forward or of backward become the highest point in the end, however low they still are; so do
+    # those that processes exchange at one moment, in addition.
     *_, before, last = traced
     standing = max(
         (after - earlier) / (last - before)
-        for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
+        for earlier, after in zip(_standing(traced[before]), _standing(traced[last]), strict=True)
     )
     outside = {blocks: taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
     found = []
@@ -115,12 +122,15 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
             one._replace(
                 nbytes=one.nbytes + max(outside.values()),
                 per_block=max(one.per_block, standing),
-                rising=one.rising and one.per_block > (1 + _CLOSE) * standing,
+                even=one.even or one.per_block <= (1 + _CLOSE_TO_STANDING) * standing,
+                rising=one.rising and one.per_block > (1 + _CLOSE_TO_STANDING) * standing,
             )
         )
     if len(set(outside.values())) > 1:
         reserved = _reserved({blocks: taken(one) for blocks, one in traced.items()})
-        found.append(reserved._replace(nbytes=reserved.nbytes + max(outside.values()) - outside[last]))
+        # Close to each other, depths differ by segments more than by growth.
+        even = last > CHECKED[-1] or reserved.per_block <= _FRAGMENTED * max(one.per_block for one in found)
+        found.append(reserved._replace(nbytes=reserved.nbytes + max(outside.values()) - outside[last], even=even))
     return found
 
 
@@ -161,9 +171,10 @@ def _growth(line: Mapping[int, int]) -> Growth:
     return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
 
 
-def _standing(memory: MemoryFigures) -> tuple[int, int]:
-    """Bytes alive at the end of forward, and at the end of backward, without the batch."""
+def _standing(found: Prediction) -> tuple[int, int]:
+    """Bytes alive at the end of forward, and at the end of backward, without the batch, each with those of communication."""
     state, optimizer, retained, gradient = (
-        getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
+        getattr(found.memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
     )
-    return state + optimizer + retained, state + optimizer + gradient
+    always = state + optimizer + found.communication_bytes
+    return always + retained, always + gradient

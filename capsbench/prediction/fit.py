@@ -3,7 +3,7 @@
 from capsbench.catalog import spec_of
 from capsbench.options import OWN_INPUTS
 from capsbench.prediction.axis_fit import largest_on_axis
-from capsbench.prediction.depth_fit import CHECKED, EVEN_FROM, EVEN_FROM_OF_SEVERAL, deeper
+from capsbench.prediction.depth_fit import CHECKED, deeper
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.prediction.search import Fit, neighbours, taken
 from capsbench.records import Configuration
@@ -30,11 +30,11 @@ def largest_fit(configuration: Configuration, what: str) -> Fit:
     def at(value: int) -> Prediction:
         if value not in known:
             changed = configuration.model_copy(update={name: value})
-            known[value] = predict_memory(changed, trace_for(changed))
+            known[value] = predict_memory(changed, trace_for(changed, by_module=False))
         return known[value]
 
     if what == "depth" and at(CHECKED[-1]).fits:
-        return deeper(at, known, even_from=EVEN_FROM if configuration.parallel is None else EVEN_FROM_OF_SEVERAL)
+        return deeper(at, known, of_several=configuration.parallel is not None)
     # A batch of images ends with the epoch, and that of a case nowhere.
     if what == "depth":
         most, bound = CHECKED[-1], ""

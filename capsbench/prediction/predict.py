@@ -44,6 +44,8 @@ class Prediction(NamedTuple):
     """The reason that it does not fit; empty if it does."""
     room_bytes: int | None
     """Total memory of the device, its context included; None if nothing limits it."""
+    communication_bytes: int = 0
+    """Most bytes that gathered parameters and buffers of communication take at one moment."""
 
 
 def predict_cell(cell: Cell) -> Record:
@@ -107,39 +109,44 @@ def _on_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def trace_for(configuration: Configuration, *, live: Case | None = None, inference: bool = False) -> TracedStep:
+def trace_for(
+    configuration: Configuration, *, live: Case | None = None, inference: bool = False, by_module: bool = True
+) -> TracedStep:
     """The step of a configuration for the device that it names.
 
     Args:
         configuration: configuration of the step.
         live: case of a live network in place of the configuration's own, which stays as it is.
         inference: follow an inference step after it.
+        by_module: find the module that saved each block, which the bytes of the whole step do without.
 
     Raises:
         ConfigurationError: the network cannot be made, or followed without values.
     """
     gpu = _gpu(configuration)
     workspace = gpu.workspace_bytes if gpu else 0
-    return trace_step(configuration, live=live, workspace_bytes=workspace, try_scratch=gpu is None, inference=inference)
+    return trace_step(
+        configuration, live=live, workspace_bytes=workspace, try_scratch=gpu is None, inference=inference, by_module=by_module
+    )
 
 
 def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction:
     """The memory figures of a traced step on the device of a configuration."""
-    gpu = _gpu(configuration)
+    gpu, exchanged = _gpu(configuration), step.trace.most_communicated()
     if gpu is None:
         peak, room = max(phase.peak for phase in step.trace.phases().values()), configuration.capacity
         fits = room is None or peak <= room
         reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
-        return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room)
+        return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room, exchanged)
     room = configuration.capacity or gpu.memory_bytes
     # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
     limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
     try:
         figures = _figures(configuration, step, step.trace.replay(limited), limited.reserved_peak, gpu)
-        return Prediction(figures, True, "", room)
+        return Prediction(figures, True, "", room, exchanged)
     except OutOfMemory as error:
         figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
-        return Prediction(figures, False, error.what, room)
+        return Prediction(figures, False, error.what, room, exchanged)
 
 
 def _gpu(configuration: Configuration) -> Gpu | None:

@@ -161,7 +161,12 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
         ConfigurationError: it is none of these.
     """
     try:
-        values = parsed_values(given) if isinstance(given, str) else several(_shapes(given) if name in SHAPE_NAMES else given)
+        doubling = OPTIONS[name].doubling_beyond if name in OPTIONS else None
+        values = (
+            parsed_values(given, doubling_beyond=doubling)
+            if isinstance(given, str)
+            else several(_shapes(given) if name in SHAPE_NAMES else given)
+        )
     except ValueError:
         values = ()
     if not values:

@@ -99,10 +99,13 @@ def certainty_note(records: Sequence[Record]) -> str:
 
 def fit_text(
     configuration: Configuration, what: str, value: int, memory_bytes: int | None, *, bounded: bool, traced: bool, reason: str,
-    looked_at: int,
+    looked_at: int, title: str | None = None,
 ) -> str:  # fmt: skip
-    """Text `MoCapsNet: 123 blocks fit …` or `GPT2: length 512 fits …`; `about` if extrapolated, `at least` if more may fit."""
-    title, where = model_title(configuration.model), configuration.gpu or "this CPU"
+    """Text `MoCapsNet: 123 blocks fit …` or `GPT2: length 512 fits …`; `about` if extrapolated, `at least` if more may fit.
+
+    `title` is the name of the series, where several are printed; by default its network's.
+    """
+    title, where = title or model_title(configuration.model), configuration.gpu or "this CPU"
     images = "samples" if configuration.dataset == OWN_INPUTS else "images"
     at_depth = f" at {configuration.blocks} blocks" if configuration.blocks else ""
     unit = {"depth": "blocks", "batch": f"{images}{at_depth}"}.get(what)

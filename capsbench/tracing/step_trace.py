@@ -113,6 +113,7 @@ def trace_step(
     inside: bool = True,
     try_scratch: bool = False,
     inference: bool = False,
+    by_module: bool = True,
 ) -> TracedStep:
     """Follow a step of a configuration, after a first one that makes gradients and the optimizer's state.
 
@@ -125,16 +126,18 @@ def trace_step(
         inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see the memory that its library takes.
         inference: follow an inference step after it.
+        by_module: find the module that saved each block, for `retained_by_module`, which takes another forward pass.
 
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
     """
+    wanted = {"inference": inference, "by_module": by_module}
     options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
     if live is None:
         with fake_group(configuration), _following(configuration, **options) as follow:
-            return _traced(follow, _started(follow, configuration, build, factory), inference=inference)
+            return _traced(follow, _started(follow, configuration, build, factory), **wanted)
     with untouched(live.module, live.tensors()), _following(configuration, **options) as follow, ExitStack() as stack:
-        return _traced(follow, _started_live(follow, configuration, live, stack), inference=inference)
+        return _traced(follow, _started_live(follow, configuration, live, stack), **wanted)
 
 
 @contextmanager
@@ -343,7 +346,7 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
             ) from error
 
 
-def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedStep:
+def _traced(follow: Follow, workload: Workload, *, inference: bool, by_module: bool) -> TracedStep:
     model, blocks = workload.model, follow.blocks
     for _ in range(workload.first_steps):
         workload.train_step()
@@ -360,6 +363,7 @@ def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedSte
     trace, freed = blocks.trace(), sum(seen.freed_gradients)
     notes, unsure = tuple(follow.notes), tuple(follow.unsure)
     of_inference = _traced_inference(follow, workload) if inference else None
+    retained = _retained(trace) + freed
     return TracedStep(
         trace=trace,
         state_bytes=storage_bytes(state_of(model)),
@@ -367,7 +371,7 @@ def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedSte
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizers)),
         batch_bytes=storage_bytes(workload.given),
         flops=seen.flops,
-        retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made), _retained(trace) + freed),
+        retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made), retained) if by_module else {},
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in own_parts(model.parameters())),
         scratch=tuple(follow.scratch),

@@ -127,6 +127,10 @@ class Trace:
             for index, name in enumerate(purposes)
         }
 
+    def most_communicated(self) -> int:
+        """Most bytes of communication that are alive at one moment."""
+        return int(self.stacked()[COMMUNICATION].max()) if COMMUNICATION in self.tags else 0
+
     def replay(self, allocator: CachingAllocator, *, empty_first: bool = False) -> "Trace":
         """Repeat the events on a caching allocator, whose peaks then are those of the step alone.
 

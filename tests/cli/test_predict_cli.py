@@ -244,3 +244,11 @@ def test_a_sweep_for_a_device_that_is_not_here_goes_on(command: Callable[..., Re
     assert command(*[{"1,2": "1-3"}.get(one, one) for one in asked], "--resume").status == 0
     assert traced == [1, 2, 3]
     assert len(Report(tmp_path / "there").records) == 3
+
+
+def test_each_line_of_what_fits_names_its_series(command):
+    small = ("--models", "rescapsnet", "--memory", "stored,checkpoint", "--device", "cpu", "--capacity", "48MiB")
+    result = command("predict", *small, "--batch-size", "1", "--fit", "depth")
+    assert result.status == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("ResCapsNet")]
+    assert [line.partition(":")[0] for line in lines] == ["ResCapsNet (stored)", "ResCapsNet (checkpoint)"]

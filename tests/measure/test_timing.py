@@ -293,7 +293,7 @@ class Account:
         self.system = {"user": 500.0, "system": 100.0, "idle": 3000.0, "iowait": 10.0, "steal": 5.0, "guest": 40.0}
         monkeypatch.setattr(watch.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-        monkeypatch.setattr("capsbench.measure.cores.quota", lambda: None)
+        monkeypatch.setattr("capsbench.system.cores.quota", lambda: None)
 
         def cpu_times(percpu):
             assert percpu

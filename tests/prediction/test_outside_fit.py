@@ -35,9 +35,11 @@ def device(monkeypatch, taken, room, *, process=None, standing=None):
             ),
         )
         fits = used <= room
-        return SimpleNamespace(memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room)
+        return SimpleNamespace(
+            memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room, communication_bytes=0
+        )
 
-    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
     monkeypatch.setattr(fit, "predict_memory", answer)
     return asked
 
@@ -116,9 +118,11 @@ def test_peaks_that_grow_unevenly_at_8_16_24_and_32_are_followed_until_they_sett
             peak_allocated_bytes=peak, peak_forward_bytes=forward(blocks), peak_backward_bytes=backward(blocks),
             process_bytes=None,
         )  # fmt: skip
-        return SimpleNamespace(memory=memory, fits=peak <= 24 * 1024 * MIB, reason="full", room_bytes=24 * 1024 * MIB)
+        return SimpleNamespace(
+            memory=memory, fits=peak <= 24 * 1024 * MIB, reason="full", room_bytes=24 * 1024 * MIB, communication_bytes=0
+        )
 
-    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
     monkeypatch.setattr(fit, "predict_memory", answer)
     found = largest_fit(make_configuration(), "depth")
     best = max(b for b in range(20_000) if max(forward(b), backward(b)) <= 24 * 1024 * MIB)

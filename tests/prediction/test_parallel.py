@@ -1,10 +1,13 @@
 """Steps of several processes, predicted as one of them takes it: parts of a network, bytes by their number, what is refused."""
 
+import contextlib
 import math
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp._fully_shard import _fsdp_common
 
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, MoCapsNet
@@ -13,6 +16,7 @@ from capsbench.prediction.predict import predict_memory, predicted_here, trace_f
 from capsbench.records import Cell, Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
 from capsbench.sweep.plan import Sweep, expand
+from capsbench.tracing import fake_group
 from capsbench.tracing.step_trace import trace_step
 from capsbench.tracing.trace import CATEGORIES
 from capsbench.workload import Workload
@@ -125,6 +129,30 @@ def test_a_step_for_a_gpu(parallel):
     assert (memory.state_bytes, memory.gradient_bytes) == (on_cpu.state_bytes, on_cpu.gradient_bytes)
     assert memory.certainty["state_bytes"] == "exact"
     assert memory.certainty["peak_reserved_bytes"] == ("guessed" if parallel == "fsdp" else "modelled")
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "dim"), [((7, 3), 4, 0), ((1, 5), 8, 0), ((8, 2), 2, 0), ((3, 6), 4, 1), ((5,), 1, 0), ((2,), 9, 0)]
+)
+def test_the_first_part_is_cut_as_fsdp_cuts_it(shape, count, dim):
+    tensor = torch.arange(math.prod(shape)).reshape(shape)
+    cut, own = _fsdp_common._chunk_with_empty(tensor, count, dim), fake_group._first_of_parts(tensor, count, dim)
+    assert len(own) == len(cut) == count
+    assert torch.equal(own[0], cut[0])
+    assert own[0].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("count", [3, 64])
+def test_cutting_one_part_alone_changes_no_figure(count, monkeypatch):
+    own = predicted("mocapsnet", "fsdp", count)
+    monkeypatch.setattr(fake_group, "_own_parts_alone", contextlib.nullcontext)
+    assert predicted("mocapsnet", "fsdp", count) == own
+
+
+def test_a_trace_of_many_processes_follows_no_parts_of_the_others():
+    """The operators that are followed do not become more with the number of processes."""
+    made = [trace_step(configuration_of("encoder", "fsdp", count), by_module=False).trace.blocks.max() for count in (64, 4096)]
+    assert made[1] < 1.1 * made[0]
 
 
 def test_a_trace_leaves_no_group_behind():

@@ -270,9 +270,11 @@ def pretend_device(
         memory = SimpleNamespace(
             peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes
         )
-        return SimpleNamespace(memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room)
+        return SimpleNamespace(
+            memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room, communication_bytes=0
+        )
 
-    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
     monkeypatch.setattr(fit, "predict_memory", answer)
     return asked
 
@@ -339,7 +341,7 @@ def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
 
 
-@pytest.mark.parametrize(("parallel", "looked_at"), [(None, 256), ("fsdp", 32)])
+@pytest.mark.parametrize(("parallel", "looked_at"), [(None, 147), ("fsdp", 32)])
 def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, looked_at, monkeypatch):
     """Each block keeps 40 bytes. From 139 blocks on these are forward's highest point, and from 250 on the step's."""
 
@@ -353,9 +355,11 @@ def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, lo
             peak_backward_bytes=peak,
             retained_bytes=40 * blocks,
         )
-        return SimpleNamespace(memory=memory, fits=peak <= 100_000, reason="it is full", room_bytes=100_000)
+        return SimpleNamespace(
+            memory=memory, fits=peak <= 100_000, reason="it is full", room_bytes=100_000, communication_bytes=0
+        )
 
-    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
     monkeypatch.setattr(fit, "predict_memory", answer)
     world_size = 8 if parallel else None
     found = largest_fit(make_configuration().model_copy(update={"parallel": parallel, "world_size": world_size}), "depth")
@@ -363,6 +367,54 @@ def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, lo
     assert not found.traced
     assert 2_200 < found.value <= 2_487, "never more than fit"
     assert "40 bytes" in found.reason
+
+
+@pytest.mark.parametrize("exchanged", [0, 100])
+def test_what_processes_exchange_becomes_the_highest_point(exchanged, monkeypatch):
+    """Each block keeps 40 bytes and exchanges some, of which the step's highest point shows nothing up to 96 blocks."""
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        blocks = configuration.blocks or 0
+        peak = max(10_000 + 2 * blocks, 500 + (40 + exchanged) * blocks)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=peak,
+            process_bytes=None,
+            peak_forward_bytes=peak,
+            peak_backward_bytes=peak,
+            retained_bytes=40 * blocks,
+        )
+        return SimpleNamespace(
+            memory=memory, fits=peak <= 10**6, reason="it is full", room_bytes=10**6, communication_bytes=exchanged * blocks
+        )
+
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    configuration = make_configuration().model_copy(update={"parallel": "fsdp", "world_size": 8})
+    found = largest_fit(configuration, "depth")
+    last = (10**6 - 500) // (40 + exchanged)
+    assert found.looked_at == 32
+    assert 0.98 * last < found.value <= last, "never more than fit"
+
+
+def test_a_jump_of_reserved_memory_between_few_blocks_is_no_growth(monkeypatch):
+    """Reserved memory grows by a segment of 2 MiB for each two blocks, and by a large one between 16 and 32."""
+    segment = 2 * 2**20
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        blocks = configuration.blocks or 0
+        peak = blocks * segment // 2
+        reserved = peak + (10 * segment if blocks > 20 else 0)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=peak, process_bytes=reserved, peak_forward_bytes=peak, peak_backward_bytes=peak
+        )
+        return SimpleNamespace(memory=memory, fits=True, reason="", room_bytes=2**37, communication_bytes=0)
+
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    found = largest_fit(make_configuration().model_copy(update={"parallel": "fsdp", "world_size": 8}), "depth")
+    last = (2**37 - 10 * segment) * 2 // segment
+    assert 32 < found.looked_at < 128
+    assert 0.7 * last < found.value <= last
 
 
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
@@ -395,7 +447,7 @@ def pretend_lengths(monkeypatch: pytest.MonkeyPatch, kind: str, room: int | None
     """A device on which a step of a length takes what `AXES` says, if the length makes a network."""
     asked: list[int] = []
 
-    def trace(configuration: Configuration) -> int:
+    def trace(configuration: Configuration, **_: bool) -> int:
         length = dict(configuration.settings)["length"]
         asked.append(length)
         if not valid(length):

@@ -565,7 +565,7 @@ class CoresAccount:
     """Stands in for what the system says of each core of 64, in seconds; `allowed` are this process's."""
 
     def __init__(self, monkeypatch, allowed, *, quota=None, cores=CORES):
-        from capsbench.measure import cores as module
+        from capsbench.system import cores as module
 
         self.now, self.own, self.container = 100.0, 50.0, 70.0
         self.cores = [dict.fromkeys(("user", "system", "idle", "iowait", "steal", "guest"), 10.0) for _ in range(cores)]
@@ -629,7 +629,7 @@ def test_cores_that_are_numbered_anew_in_a_container_all_count(monkeypatch):
 
 
 def test_numbers_of_cores_are_looked_up_where_some_are_off_line(monkeypatch, tmp_path):
-    from capsbench.measure import cores as module
+    from capsbench.system import cores as module
 
     account = CoresAccount(monkeypatch, {9}, cores=4)
     (tmp_path / "online").write_text("0-1,8-9\n")
@@ -716,7 +716,7 @@ def groups_of(tmp_path, own, files):
     ids=["version 2", "no limit", "nothing", "the group outside", "version 1 in a container", "version 1 without", "nonsense"],
 )
 def test_a_container_s_quota_is_known(tmp_path, own, files, cores, used):
-    from capsbench.measure.cores import quota
+    from capsbench.system.cores import quota
 
     found = quota(*groups_of(tmp_path, own, files))
     assert (found.cores if found else None) == cores
