@@ -32,6 +32,11 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     axes = [*axes, *_varied_settings(records, axes)]
     known = [record.memory for record in records if record.memory]
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
+    # A sweep goes through the lines at each depth; a table has them one after the other.
+    by_line: dict[str, list[Record]] = {}
+    for record in records:
+        by_line.setdefault(repr(record.cell.configuration.without(*axes).options()), []).append(record)
+    records = [record for some in by_line.values() for record in some]
     lines = [record.cell.configuration.without(*axes).options() for record in records]
     names = Labels(lines)
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}

@@ -252,3 +252,12 @@ def test_each_line_of_what_fits_names_its_series(command):
     assert result.status == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("ResCapsNet")]
     assert [line.partition(":")[0] for line in lines] == ["ResCapsNet (stored)", "ResCapsNet (checkpoint)"]
+
+
+def test_a_table_has_each_network_once(command):
+    small = ("--models", "capsnet,rescapsnet", "--device", "cpu", "--batch-size", "1", "--depth", "1,2")
+    result = command("predict", *small)
+    assert result.status == 0, result.stderr
+    heads = [line.split()[0] for line in result.stdout.splitlines() if line[:1].strip()][:2]
+    assert heads == ["CapsNet", "ResCapsNet"]
+    assert [line.split()[0] for line in result.stdout.splitlines() if line.strip()[:1].isdigit()] == ["1", "2", "1", "2"]
