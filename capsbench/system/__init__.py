@@ -1,1 +1,1 @@
-"""Services of the operating system: whole files, locks, paths, processes and their ends, compilers."""
+"""Services of the operating system: whole files, locks, paths, processes and their ends, cores, compilers."""
