@@ -218,8 +218,10 @@ def _axis(factory: object, depths: object, vary: object) -> tuple[str, tuple[flo
     if vary is not None and depths is not None:
         raise ConfigurationError("`depths` and `vary` are both given", "give depths, or one axis and its values in `vary`")
     ((axis, values),) = (vary or {"blocks": depths or (1, 2, 4)}).items()
-    if isinstance(values, str) or not isinstance(values, Iterable) or not all(isinstance(one, Real) for one in values):
+    positions = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if not positions or not all(isinstance(one, Real) for one in positions):
         raise ConfigurationError(f"{axis} {values!r} are no positions on an axis", "give numbers, such as (1, 2, 4)")
+    values = positions
     asked = tuple(sorted(set(values)))
     if len(asked) < 2 or asked[0] < 0:
         given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"

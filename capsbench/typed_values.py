@@ -46,7 +46,7 @@ def _values_of(part: str, doubling_beyond: int | None) -> Sequence[Setting]:
     found = _RANGE.fullmatch(part)
     if found:
         first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
-        steps = range(first, last + 1, step) if step else range(0)
+        steps = range(first, last + 1, step) if step and last <= _LARGEST else range(0)
         if doubling_beyond is not None and found[3] is None and first > 0 and len(steps) > doubling_beyond:
             return (*takewhile(lambda value: value < last, (first << power for power in count())), last)
         return steps if 0 < len(steps) <= _LONGEST_RANGE else (part,)

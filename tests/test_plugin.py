@@ -164,6 +164,7 @@ def test_a_declared_basis_needs_fewer_positions_and_must_fit():
 def test_memory_per_sample():
     assert memory_slope(attention, vary={"batch_size": (1, 2, 4)}).retained_per_unit == 4 * 4 * 4
     assert memory_slope(residual, vary={"batch_size": (1, 2, 4)}).axis == "batch_size"
+    assert memory_slope(attention, vary={"batch_size": (2 * one for one in (1, 2))}).retained_per_unit == 4 * 4 * 4
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_values_of_a_text(text, values):
         ("1-128:1", tuple(range(1, 129))),
         ("0-100", tuple(range(101))),
         ("5,1-100", (5, 1, 2, 4, 8, 16, 32, 64, 100)),
+        ("1-99999999999999999999", ("1-99999999999999999999",)),
     ],
 )
 def test_a_long_range_of_what_doubles(text, values):

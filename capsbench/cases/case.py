@@ -196,9 +196,10 @@ class Case:
         else:
             found, origin = _default_loss(output, name), "its output is" if output_is_tensor else "its output has as loss"
         if not isinstance(found, Tensor) or found.numel() != 1:
+            right = "give `loss`, a function of the output, such as lambda out: out.mean()"
             raise ConfigurationError(
                 f"model '{name}': {origin} {described(found)}, which is not a loss",
-                "a loss is a tensor of one element: sum or average it over the batch",
+                f"a loss is a tensor of one element: {right if self.loss is None else 'sum or average it over the batch'}",
             )
         if torch.is_grad_enabled() and not found.requires_grad:
             raise ConfigurationError(

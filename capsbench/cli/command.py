@@ -104,6 +104,8 @@ def _in_json(value: object) -> object:
         return {name: _in_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_in_json(one) for one in value]
+    if callable(item := getattr(value, "item", None)):  # a number of NumPy
+        value = item()
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

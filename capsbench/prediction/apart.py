@@ -89,9 +89,9 @@ def _is_made_here(model: str) -> bool:
 
 @contextlib.contextmanager
 def answers_to(function: Callable[..., T], asked: Sequence[tuple[Configuration, Any]]) -> Iterator[Iterable[Callable[[], T]]]:
-    """Call a function for several configurations, side by side if they are many; the results come in order.
+    """Call a function for several configurations, side by side if they are many.
 
-    Each is a function that waits, and returns what the call returned or raises what it raised.
+    The block gets a function for each configuration, in order. It waits for its call, and returns or raises what the call did.
 
     Args:
         function: function of a module, under its own name there.
@@ -102,10 +102,14 @@ def answers_to(function: Callable[..., T], asked: Sequence[tuple[Configuration, 
         yield (partial(call_for, args[0].model, function, *args) for args in asked)
         return
     pool = ThreadPoolExecutor(servers)
+    calls = [pool.submit(call, function, *args) for args in asked]
     try:
-        yield [pool.submit(call, function, *args).result for args in asked]
+        yield [one.result for one in calls]
     except BaseException:  # Ctrl-C too: calls under way are not waited for
         pool.shutdown(wait=False, cancel_futures=True)
+        while not all(one.done() for one in calls):
+            close()  # again, since a call may be starting its server
+            time.sleep(0.05)
         close()
         raise
     finally:
@@ -143,7 +147,7 @@ class _Server:
     """The caller's side of the server, which the first question starts."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._family = ""
         self._owner = 0
         self._printed: IO[bytes] | None = None
@@ -164,7 +168,7 @@ class _Server:
 
     def _last_words(self) -> str:
         """Description of the end of a server that gave no answer."""
-        process, printed = self._process, self._printed
+        process, printed = self.process, self._printed
         if process is None or printed is None:
             return "could not be started"
         words = last_words(process, printed)
@@ -172,19 +176,19 @@ class _Server:
         return words
 
     def close(self) -> None:
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is None or self._owner != os.getpid():  # a fork of the caller has no server of its own
             return
         end_with_family(process, self._family, (process.stdin, process.stdout, self._printed))
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         """The pipe to the server, which is started if there is none, and the pipe back."""
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+        if self.process is None or self._owner != os.getpid() or self.process.poll() is not None:
             self.close()
             self._owner = os.getpid()
             self._family, self._printed = secrets.token_hex(8), tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
             # -P: a folder `capsbench` in the working directory must not replace the installed package.
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "capsbench.prediction.apart"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -193,11 +197,11 @@ class _Server:
                 env={**os.environ, FAMILY: self._family, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends the server
             )
-        return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+        return cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
 
 
 class _Servers:
-    """One server for each call under way, the one that was used last first."""
+    """Servers, one for each call under way; an idle one is used again, the latest first."""
 
     def __init__(self) -> None:
         self._all: list[_Server] = []
@@ -214,6 +218,10 @@ class _Servers:
         finally:
             with self._lock:
                 self._idle.append(server)
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The processes of the servers that run."""
+        return [server.process for server in list(self._all) if server.process is not None]
 
     def close(self) -> None:
         for server in list(self._all):

@@ -106,13 +106,16 @@ def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, nbytes:
 def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
     traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
-    # The bytes at the end of forward or of backward become the highest point in the end, however low they still are; so do
-    # those that processes exchange at one moment, in addition.
-    *_, before, last = traced
-    standing = max(
-        (after - earlier) / (last - before)
-        for earlier, after in zip(_standing(traced[before]), _standing(traced[last]), strict=True)
+    # The bytes at the end of forward or of backward become the highest point in the end, however low they still are. Those
+    # that processes exchange at one moment come on top.
+    last = max(traced)
+    held = {blocks: _standing(one) for blocks, one in traced.items()}
+    *_, earlier, standing = (
+        max((after - before) / (high - low) for before, after in zip(held[low], held[high], strict=True))
+        for low, high in pairwise(held)
     )
+    # If they grow evenly, a peak that grows no faster will, too.
+    expected = (1 + _CLOSE_TO_STANDING) * standing if abs(standing - earlier) <= _CLOSE * max(abs(standing), abs(earlier)) else 0
     outside = {blocks: taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
     found = []
     for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
@@ -122,8 +125,8 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
             one._replace(
                 nbytes=one.nbytes + max(outside.values()),
                 per_block=max(one.per_block, standing),
-                even=one.even or one.per_block <= (1 + _CLOSE_TO_STANDING) * standing,
-                rising=one.rising and one.per_block > (1 + _CLOSE_TO_STANDING) * standing,
+                even=one.even or one.per_block <= expected,
+                rising=one.rising and one.per_block > expected,
             )
         )
     if len(set(outside.values())) > 1:

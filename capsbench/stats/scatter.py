@@ -90,7 +90,7 @@ class _Weighted(NamedTuple):
     """`[m, m]`, the matrix that leaves the weighted residuals of weighted values."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _weighted(blocks: tuple[float, ...]) -> _Weighted:
     """The fit for these depths, which many series share."""
     fitted = np.array(blocks)
@@ -101,7 +101,10 @@ def _weighted(blocks: tuple[float, ...]) -> _Weighted:
     roots = np.sqrt(weights)
     design = roots[:, None] * np.column_stack([fitted, np.ones(fitted.size)])
     contrasts = np.linalg.pinv(design)
-    return _Weighted(fitted, weights, means if of_means else None, roots, contrasts, np.eye(fitted.size) - design @ contrasts)
+    left = np.eye(fitted.size) - design @ contrasts
+    for shared in (fitted, weights, means, roots, contrasts, left):
+        shared.setflags(write=False)
+    return _Weighted(fitted, weights, means if of_means else None, roots, contrasts, left)
 
 
 def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:

@@ -42,6 +42,10 @@ _WITH_BUFFERS = {
 
 They are those of torch's own tests of operators whose kernels, tried on contiguous tensors, take anything but numbers.
 """
+_ENLARGING = {one for one in _WITH_BUFFERS if one.__name__.startswith(("repeat", "upsample_", "_upsample_"))}
+"""Operators that may return far more than they are given."""
+_OF_SHARES = {torch.ops.aten.binary_cross_entropy, torch.ops.aten.binary_cross_entropy_backward}
+"""Operators that refuse numbers outside 0 to 1."""
 _SUMS = {getattr(torch.ops.aten, name) for name in ("cumprod", "cumsum", "prod", "sum")}
 """Operators that compute in integers of 8 bytes with all narrower ones, and truth values, which they first copy."""
 _COPIED_BY_SUMS = {torch.bool, torch.int8, torch.int16, torch.int32, torch.uint8}
@@ -124,9 +128,9 @@ _HELD_AS = {float: torch.float64, int: torch.int64, bool: torch.bool}
 
 
 def _tried(call: Call) -> int | None:
-    if _bytes_of(call.args) > _MOST_BYTES:
+    if _bytes_of(call.args) > _MOST_BYTES or (call.packet in _ENLARGING and _returned_bytes(call) > _MOST_BYTES):
         return None
-    real = call.changed(_real)
+    real = call.changed(_share if call.packet in _OF_SHARES else _real)
     real.run()  # a library's lasting buffers are made once, and are no scratch
     log = counting.Log()
     out = real.run()
@@ -165,8 +169,24 @@ def layout(tensor: Tensor) -> Layout:
     return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.untyped_storage().nbytes()
 
 
+def _returned_bytes(call: Call) -> int:
+    """Bytes of what an operator returns, without running it."""
+    with unset_fake_temporarily():
+        return _bytes_of((call.changed(_without_values).run(),))
+
+
+def _without_values(one: Any) -> Any:
+    return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="meta") if isinstance(one, Tensor) else one
+
+
 def _bytes_of(args: Any) -> int:
     return sum(one.untyped_storage().nbytes() for one in tensors_in(args))
+
+
+def _share(one: Any) -> Any:
+    """A real tensor of numbers from 0 to 1 for one on shapes."""
+    made = _real(one)
+    return made.uniform_() if isinstance(made, Tensor) and made.dtype.is_floating_point else made
 
 
 def _real(one: Any) -> Any:

@@ -15,6 +15,8 @@ from capsbench import Case
 from capsbench.errors import ConfigurationError
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.prediction.predict import predict_memory, trace_for
+from capsbench.tracing.operator_calls import Call
+from capsbench.tracing.scratch import scratch_bytes
 from capsbench.workload import Workload
 from helpers.measured import configured, measured
 
@@ -241,7 +243,13 @@ def test_predicted_bytes_are_those_that_were_measured(make):
     assert found.predicted.certainty["retained_bytes"] == "exact"
 
 
-@pytest.mark.parametrize("make", [mean_of_squares, normalised_sums, enlarged, counting], ids=lambda make: make.__name__)
+def odds():
+    return Case(
+        nn.Sequential(nn.Linear(24, 2400), nn.Sigmoid()), torch.rand(70, 24), loss=nn.BCELoss(), targets=torch.rand(70, 2400)
+    )
+
+
+@pytest.mark.parametrize("make", [mean_of_squares, normalised_sums, enlarged, counting, odds], ids=lambda make: make.__name__)
 def test_a_peak_of_forward_has_the_buffers_of_losses_and_sums(make):
     found = measured(configured(named(make)))
     assert found.predicted.peak_forward_bytes == found.measured.peak_forward_bytes
@@ -255,6 +263,12 @@ def test_a_peak_of_inference_is_that_which_was_measured(make):
     expected = memory_figures(probed_step(configuration))
     predicted = predict_memory(configuration, trace_for(configuration, inference=True)).memory
     assert predicted.inference_peak_bytes == expected.inference_peak_bytes
+
+
+def test_what_is_repeated_beyond_memory_is_not_tried():
+    """A trial of it would take 64 GiB."""
+    call = Call(torch.ops.aten.repeat.default, (torch.empty(64, 64), [2**22, 1]), {})
+    assert scratch_bytes(call) is None
 
 
 def margins():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -27,6 +28,11 @@ def test_numbers_that_json_lacks_are_null(capsys):
     assert strictly(capsys.readouterr().out) == {
         "high": None, "ends": [1.5, None], "within": [{"low": None}], "passed": True, "why": ""
     }  # fmt: skip
+
+
+def test_numbers_of_numpy_are_numbers(capsys):
+    echo_json([np.int64(3), np.float32(0.5), np.float64("nan"), np.bool_(True)])
+    assert strictly(capsys.readouterr().out) == [3, 0.5, None, True]
 
 
 def test_rows_of_a_table_have_all_digits(capsys):

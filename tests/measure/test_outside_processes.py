@@ -200,7 +200,7 @@ def test_calls_apart_give_values_errors_and_time(own_model):
 @pytest.mark.slow
 def test_the_server_ends_with_the_one_that_asks(tmp_path):
     script = "import os, sys, time\nfrom capsbench.prediction import apart\napart.call(os.getpid)\n"
-    script += "print(apart._SERVER._process.pid, flush=True)\napart.call(time.sleep, 600)\n"
+    script += "print(*(one.pid for one in apart._SERVERS.processes()), flush=True)\napart.call(time.sleep, 600)\n"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as asker:
         server = psutil.Process(int(asker.stdout.readline()))
         wait_for(server.children)
@@ -469,10 +469,10 @@ def test_no_server_is_beside_a_timeline_that_is_measured(own_model, monkeypatch)
     there = []
 
     def look(*_):
-        there.append(apart._SERVER._process)
+        there.append(apart._SERVERS.processes())
         return Reply(status="error")
 
     monkeypatch.setattr("capsbench.measure.cell.run_pass", look)
     assert apart.call(os.getpid)
     timeline._look(make_configuration(), None, 60, Path("snapshot"), Path("out"))
-    assert there == [None]
+    assert there == [[]]

@@ -396,6 +396,27 @@ def test_what_processes_exchange_becomes_the_highest_point(exchanged, monkeypatc
     assert 0.98 * last < found.value <= last, "never more than fit"
 
 
+@pytest.mark.parametrize("parallel", [None, "fsdp"])
+@pytest.mark.parametrize("retained", [lambda blocks: 100 * blocks**2, lambda blocks: 10**6 * blocks + 1_000 * blocks**2])
+def test_blocks_that_keep_more_and_more_are_not_extrapolated(parallel, retained, monkeypatch):
+    """Blocks whose input is all that the blocks before them returned, as in DenseNet, keep so much."""
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        kept = retained(configuration.blocks or 0)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=kept + 1_000, process_bytes=None, peak_forward_bytes=kept + 1_000,
+            peak_backward_bytes=kept + 1_000, retained_bytes=kept,
+        )  # fmt: skip
+        return SimpleNamespace(memory=memory, fits=kept <= 10**10, reason="it is full", room_bytes=10**10, communication_bytes=0)
+
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    configuration = make_configuration().model_copy(update={"parallel": parallel, "world_size": 8 if parallel else None})
+    found = largest_fit(configuration, "depth")
+    assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
+    assert "each block adds more than the one before" in found.reason
+
+
 def test_a_jump_of_reserved_memory_between_few_blocks_is_no_growth(monkeypatch):
     """Reserved memory grows by a segment of 2 MiB for each two blocks, and by a large one between 16 and 32."""
     segment = 2 * 2**20
