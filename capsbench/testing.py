@@ -221,10 +221,9 @@ def _axis(factory: object, depths: object, vary: object) -> tuple[str, tuple[flo
     positions = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
     if not positions or not all(isinstance(one, Real) for one in positions):
         raise ConfigurationError(f"{axis} {values!r} are no positions on an axis", "give numbers, such as (1, 2, 4)")
-    values = positions
-    asked = tuple(sorted(set(values)))
+    asked = tuple(sorted(set(positions)))
     if len(asked) < 2 or asked[0] < 0:
-        given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"
+        given = f"{'depths' if axis == 'blocks' else axis} {positions}"
         raise ConfigurationError(f"{given} make no slope", "give at least two different ones, 0 or more")
     return axis, asked
 

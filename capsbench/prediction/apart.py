@@ -211,8 +211,9 @@ class _Servers:
     def ask(self, question: bytes, timeout_seconds: float | None) -> _Answer:
         with self._lock:
             if not self._idle:
-                self._all.append(_Server())
-            server = self._idle.pop() if self._idle else self._all[-1]
+                self._idle.append(_Server())
+                self._all += self._idle
+            server = self._idle.pop()
         try:
             return server.ask(question, timeout_seconds)
         finally:

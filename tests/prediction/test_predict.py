@@ -341,28 +341,36 @@ def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
 
 
+def pretend_steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[int], dict[str, int | None]], room: int) -> None:
+    """A device with this room, on which a function says the bytes of the step of each depth: the peak, and those that differ."""
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        found = step(configuration.blocks or 0)
+        peak = found["peak_allocated_bytes"]
+        exchanged = found.pop("communication_bytes", 0)
+        memory = SimpleNamespace(**{"process_bytes": None, "peak_forward_bytes": peak, "peak_backward_bytes": peak} | found)
+        fits = (found.get("process_bytes") or peak) <= room
+        return SimpleNamespace(memory=memory, fits=fits, reason="it is full", room_bytes=room, communication_bytes=exchanged)
+
+    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+
+
+def trained_by(parallel: str | None) -> Configuration:
+    """A configuration of one process, or of eight."""
+    return make_configuration().model_copy(update={"parallel": parallel, "world_size": 8 if parallel else None})
+
+
 @pytest.mark.parametrize(("parallel", "looked_at"), [(None, 147), ("fsdp", 32)])
 def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, looked_at, monkeypatch):
     """Each block keeps 40 bytes. From 139 blocks on these are forward's highest point, and from 250 on the step's."""
 
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        blocks = configuration.blocks or 0
+    def step(blocks: int) -> dict[str, int | None]:
         forward, peak = (max(start + 2 * blocks, 500 + 40 * blocks) for start in (5_800, 10_000))
-        memory = SimpleNamespace(
-            peak_allocated_bytes=peak,
-            process_bytes=None,
-            peak_forward_bytes=forward,
-            peak_backward_bytes=peak,
-            retained_bytes=40 * blocks,
-        )
-        return SimpleNamespace(
-            memory=memory, fits=peak <= 100_000, reason="it is full", room_bytes=100_000, communication_bytes=0
-        )
+        return {"peak_allocated_bytes": peak, "peak_forward_bytes": forward, "retained_bytes": 40 * blocks}
 
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    world_size = 8 if parallel else None
-    found = largest_fit(make_configuration().model_copy(update={"parallel": parallel, "world_size": world_size}), "depth")
+    pretend_steps(monkeypatch, step, 100_000)
+    found = largest_fit(trained_by(parallel), "depth")
     assert found.looked_at == looked_at
     assert not found.traced
     assert 2_200 < found.value <= 2_487, "never more than fit"
@@ -373,24 +381,12 @@ def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, lo
 def test_what_processes_exchange_becomes_the_highest_point(exchanged, monkeypatch):
     """Each block keeps 40 bytes and exchanges some, of which the step's highest point shows nothing up to 96 blocks."""
 
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        blocks = configuration.blocks or 0
+    def step(blocks: int) -> dict[str, int | None]:
         peak = max(10_000 + 2 * blocks, 500 + (40 + exchanged) * blocks)
-        memory = SimpleNamespace(
-            peak_allocated_bytes=peak,
-            process_bytes=None,
-            peak_forward_bytes=peak,
-            peak_backward_bytes=peak,
-            retained_bytes=40 * blocks,
-        )
-        return SimpleNamespace(
-            memory=memory, fits=peak <= 10**6, reason="it is full", room_bytes=10**6, communication_bytes=exchanged * blocks
-        )
+        return {"peak_allocated_bytes": peak, "retained_bytes": 40 * blocks, "communication_bytes": exchanged * blocks}
 
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    configuration = make_configuration().model_copy(update={"parallel": "fsdp", "world_size": 8})
-    found = largest_fit(configuration, "depth")
+    pretend_steps(monkeypatch, step, 10**6)
+    found = largest_fit(trained_by("fsdp"), "depth")
     last = (10**6 - 500) // (40 + exchanged)
     assert found.looked_at == 32
     assert 0.98 * last < found.value <= last, "never more than fit"
@@ -400,19 +396,12 @@ def test_what_processes_exchange_becomes_the_highest_point(exchanged, monkeypatc
 @pytest.mark.parametrize("retained", [lambda blocks: 100 * blocks**2, lambda blocks: 10**6 * blocks + 1_000 * blocks**2])
 def test_blocks_that_keep_more_and_more_are_not_extrapolated(parallel, retained, monkeypatch):
     """Blocks whose input is all that the blocks before them returned, as in DenseNet, keep so much."""
-
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        kept = retained(configuration.blocks or 0)
-        memory = SimpleNamespace(
-            peak_allocated_bytes=kept + 1_000, process_bytes=None, peak_forward_bytes=kept + 1_000,
-            peak_backward_bytes=kept + 1_000, retained_bytes=kept,
-        )  # fmt: skip
-        return SimpleNamespace(memory=memory, fits=kept <= 10**10, reason="it is full", room_bytes=10**10, communication_bytes=0)
-
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    configuration = make_configuration().model_copy(update={"parallel": parallel, "world_size": 8 if parallel else None})
-    found = largest_fit(configuration, "depth")
+    pretend_steps(
+        monkeypatch,
+        lambda blocks: {"peak_allocated_bytes": retained(blocks) + 1_000, "retained_bytes": retained(blocks)},
+        10**10,
+    )
+    found = largest_fit(trained_by(parallel), "depth")
     assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
     assert "each block adds more than the one before" in found.reason
 
@@ -421,18 +410,12 @@ def test_a_jump_of_reserved_memory_between_few_blocks_is_no_growth(monkeypatch):
     """Reserved memory grows by a segment of 2 MiB for each two blocks, and by a large one between 16 and 32."""
     segment = 2 * 2**20
 
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        blocks = configuration.blocks or 0
+    def step(blocks: int) -> dict[str, int | None]:
         peak = blocks * segment // 2
-        reserved = peak + (10 * segment if blocks > 20 else 0)
-        memory = SimpleNamespace(
-            peak_allocated_bytes=peak, process_bytes=reserved, peak_forward_bytes=peak, peak_backward_bytes=peak
-        )
-        return SimpleNamespace(memory=memory, fits=True, reason="", room_bytes=2**37, communication_bytes=0)
+        return {"peak_allocated_bytes": peak, "process_bytes": peak + (10 * segment if blocks > 20 else 0)}
 
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    found = largest_fit(make_configuration().model_copy(update={"parallel": "fsdp", "world_size": 8}), "depth")
+    pretend_steps(monkeypatch, step, 2**37)
+    found = largest_fit(trained_by("fsdp"), "depth")
     last = (2**37 - 10 * segment) * 2 // segment
     assert 32 < found.looked_at < 128
     assert 0.7 * last < found.value <= last
