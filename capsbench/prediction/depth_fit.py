@@ -176,8 +176,6 @@ def _growth(line: Mapping[int, int]) -> Growth:
 
 def _standing(found: Prediction) -> tuple[int, int]:
     """Bytes alive at the end of forward, and at the end of backward, without the batch, each with those of communication."""
-    state, optimizer, retained, gradient = (
-        getattr(found.memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
-    )
-    always = state + optimizer + found.communication_bytes
-    return always + retained, always + gradient
+    memory = found.memory
+    always = memory.state_bytes + memory.optimizer_bytes + found.communication_bytes
+    return always + (memory.retained_bytes or 0), always + memory.gradient_bytes

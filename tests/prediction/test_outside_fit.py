@@ -1,47 +1,14 @@
 """The largest fit, compared with a search over every depth, on peaks with every kind of kink."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from capsbench.options import DEEPEST
-from capsbench.prediction import fit
 from capsbench.prediction.depth_fit import DEEPEST_TRACED
 from capsbench.prediction.fit import largest_fit
-from helpers.made import make_configuration
-
-MIB = 2**20
-
-
-def device(monkeypatch, taken, room, *, process=None, standing=None):
-    """A device on which a step of so many blocks takes what a function says; returns the depths that were traced."""
-    asked = []
-
-    def answer(configuration, _):
-        blocks = configuration.blocks
-        asked.append(blocks)
-        nbytes = int(taken(blocks))
-        used = int(process(blocks)) if process else nbytes
-        memory = SimpleNamespace(
-            peak_allocated_bytes=nbytes,
-            peak_forward_bytes=nbytes,
-            peak_backward_bytes=nbytes,
-            process_bytes=used if process else None,
-            **(
-                {"state_bytes": 0, "optimizer_bytes": 0, "gradient_bytes": 0, "retained_bytes": standing(blocks)}
-                if standing
-                else {}
-            ),
-        )
-        fits = used <= room
-        return SimpleNamespace(
-            memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room, communication_bytes=0
-        )
-
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    return asked
+from helpers.made import MIB, make_configuration
+from helpers.pretended import pretend_steps
 
 
 def square_root(blocks):
@@ -75,7 +42,7 @@ SEARCHED = 30_000
 @pytest.mark.parametrize("kind", KINKS)
 def test_what_is_said_to_fit_fits(kind, room, monkeypatch):
     taken = KINKS[kind]
-    asked = device(monkeypatch, taken, room)
+    asked = pretend_steps(monkeypatch, lambda b: int(taken(b)), room)
     found = largest_fit(make_configuration(), "depth")
     assert found.value == 0 or int(taken(found.value)) <= room
     assert max(asked) <= DEEPEST_TRACED
@@ -92,7 +59,7 @@ def test_what_is_said_to_fit_fits(kind, room, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["root of the blocks", "more than linear", "square", "a step every 10"])
 def test_a_search_that_stopped_early_says_at_least(kind, monkeypatch):
-    device(monkeypatch, KINKS[kind], 10**7)
+    pretend_steps(monkeypatch, lambda b: int(KINKS[kind](b)), 10**7)
     found = largest_fit(make_configuration(), "depth")
     assert not found.bounded
     assert found.value >= DEEPEST_TRACED
@@ -108,24 +75,17 @@ def test_peaks_that_grow_unevenly_at_8_16_24_and_32_are_followed_until_they_sett
     def backward(b):
         return 330 * MIB + 2 * MIB * b
 
-    asked = []
+    def peak(b):
+        return max(forward(b), backward(b))
 
-    def answer(configuration, _):
-        blocks = configuration.blocks
-        asked.append(blocks)
-        peak = max(forward(blocks), backward(blocks))
-        memory = SimpleNamespace(
-            peak_allocated_bytes=peak, peak_forward_bytes=forward(blocks), peak_backward_bytes=backward(blocks),
-            process_bytes=None,
-        )  # fmt: skip
-        return SimpleNamespace(
-            memory=memory, fits=peak <= 24 * 1024 * MIB, reason="full", room_bytes=24 * 1024 * MIB, communication_bytes=0
-        )
-
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
+    room = 24 * 1024 * MIB
+    asked = pretend_steps(
+        monkeypatch,
+        lambda b: {"peak_allocated_bytes": peak(b), "peak_forward_bytes": forward(b), "peak_backward_bytes": backward(b)},
+        room,
+    )
     found = largest_fit(make_configuration(), "depth")
-    best = max(b for b in range(20_000) if max(forward(b), backward(b)) <= 24 * 1024 * MIB)
+    best = max(b for b in range(20_000) if peak(b) <= room)
     assert 0.99 * best <= found.value <= best
     assert max(asked) <= DEEPEST_TRACED
 
@@ -137,7 +97,7 @@ def test_what_stands_at_the_end_of_forward_bounds_the_depth_before_it_is_the_pea
         return max(5_000 * MIB + 2 * MIB * b, 3 * MIB * b)
 
     room = 24 * 1024 * MIB
-    device(monkeypatch, peak, room, standing=lambda b: 3 * MIB * b)
+    pretend_steps(monkeypatch, lambda b: {"peak_allocated_bytes": peak(b), "retained_bytes": 3 * MIB * b}, room)
     found = largest_fit(make_configuration(), "depth")
     assert peak(found.value) <= room
     assert found.value >= (room - 5_000 * MIB) // (3 * MIB)
@@ -154,13 +114,13 @@ def test_an_allocator_s_jumps_are_room_that_is_not_there(segment, per_block, mon
     def reserved(b):
         return 500 * MIB + -(-taken(b) // segment) * segment
 
-    device(monkeypatch, taken, room, process=reserved)
+    pretend_steps(monkeypatch, lambda b: {"peak_allocated_bytes": taken(b), "process_bytes": reserved(b)}, room)
     found = largest_fit(make_configuration(), "depth")
     best = max(b for b in range(40_000) if reserved(b) <= room)
     assert 0.85 * best <= found.value <= best
 
 
 def test_a_level_peak_is_at_least_as_deep_as_was_looked_at(monkeypatch):
-    device(monkeypatch, KINKS["level"], 1_000)
+    pretend_steps(monkeypatch, KINKS["level"], 1_000)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded) == (DEEPEST, False)

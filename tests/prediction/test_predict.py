@@ -1,7 +1,6 @@
 """Predictions: figures of a traced step on a device that is not here, its floating-point operations, and what fits."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.models.front import CHUNKS, FORWARD
 from capsbench.options import DEEPEST
-from capsbench.prediction import axis_fit, fit, predict
+from capsbench.prediction import axis_fit, predict
 from capsbench.prediction.depth_fit import CHECKED, DEEPEST_TRACED
 from capsbench.prediction.fit import largest_fit
 from capsbench.prediction.predict import Prediction, predict_cell
@@ -27,6 +26,7 @@ from capsbench.tracing.flops import votes_flops
 from capsbench.tracing.follow import following
 from capsbench.tracing.step_trace import trace_step
 from helpers.made import MIB, make_configuration
+from helpers.pretended import prediction_of, pretend_steps
 
 SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
 OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")
@@ -251,37 +251,9 @@ def test_larger_chunks_in_forward_take_no_more_of_a_gpu(dataset, monkeypatch):
 # What fits
 
 
-def pretend_device(
-    monkeypatch: pytest.MonkeyPatch,
-    taken: Callable[[int], int],
-    room: int | None,
-    forward: Callable[[int], int] | None = None,
-    name: str = "blocks",
-) -> list[int]:
-    """A device on which a step takes what a function says, and in forward what another one does; returns what was asked of it."""
-    asked: list[int] = []
-
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        value = getattr(configuration, name)
-        asked.append(value)
-        nbytes = taken(value)
-        fits = room is None or nbytes <= room
-        phase = (forward or taken)(value)
-        memory = SimpleNamespace(
-            peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes
-        )
-        return SimpleNamespace(
-            memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room, communication_bytes=0
-        )
-
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
-    return asked
-
-
 @pytest.mark.parametrize("room", [*range(100, 400, 37), 99, 0, 1_000])
 def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch):
-    pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + blocks**2, room)
+    pretend_steps(monkeypatch, lambda blocks: 90 + 10 * blocks + blocks**2, room)
     found = largest_fit(make_configuration(), "depth")
     expected = max((blocks for blocks in range(CHECKED[-1]) if 90 + 10 * blocks + blocks**2 <= room), default=0)
     assert found.value == expected
@@ -299,7 +271,7 @@ def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch
     ],
 )
 def test_the_reason_for_the_largest_batch_names_the_next_one(dataset, room, reason, monkeypatch):
-    pretend_device(monkeypatch, lambda batch: 90 + 10 * batch, room, name="batch_size")
+    pretend_steps(monkeypatch, lambda batch: 90 + 10 * batch, room, name="batch_size")
     found = largest_fit(make_configuration(dataset=dataset), "batch")
     assert (found.value, found.bounded) == ((10, True) if room else (100_000, False))
     assert found.reason == reason
@@ -307,7 +279,7 @@ def test_the_reason_for_the_largest_batch_names_the_next_one(dataset, room, reas
 
 @pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
 def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can_be(room, monkeypatch):
-    asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
+    asked = pretend_steps(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
     found = largest_fit(make_configuration(), "depth")
     deepest = (room - 90) // 10
     assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
@@ -320,40 +292,35 @@ def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can
 
 def test_what_was_extrapolated_and_does_not_fit_is_not_said_to(monkeypatch):
     """The allocator wastes more than it was seen to."""
-    pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
+    pretend_steps(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
     found = largest_fit(make_configuration(), "depth")
     assert 90 + 10 * found.value + 300 * (found.value > 64) <= 1_000
 
 
 def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     """The peak lies in backward at first, and grows slowly; that of forward grows faster, and is the higher one in the end."""
-    forward, backward = lambda blocks: 100 + 40 * blocks, lambda blocks: 2_000 + 10 * blocks
-    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 100_000, forward)
+
+    def forward(blocks: int) -> int:
+        return 100 + 40 * blocks
+
+    def step(blocks: int) -> dict[str, int]:
+        return {"peak_allocated_bytes": max(forward(blocks), 2_000 + 10 * blocks), "peak_forward_bytes": forward(blocks)}
+
+    pretend_steps(monkeypatch, step, 100_000)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (2_497, False, forward(2_497))
     assert "40 bytes" in found.reason
-    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 4_000, forward)
+    pretend_steps(monkeypatch, step, 4_000)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (97, True, forward(97))
     # Far below the room all the time.
-    pretend_device(monkeypatch, lambda blocks: 8_000 + 10 * blocks, 10_000, forward)
+    pretend_steps(
+        monkeypatch,
+        lambda blocks: {"peak_allocated_bytes": 8_000 + 10 * blocks, "peak_forward_bytes": forward(blocks)},
+        10_000,
+    )
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
-
-
-def pretend_steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[int], dict[str, int | None]], room: int) -> None:
-    """A device with this room, on which a function says the bytes of the step of each depth: the peak, and those that differ."""
-
-    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
-        found = step(configuration.blocks or 0)
-        peak = found["peak_allocated_bytes"]
-        exchanged = found.pop("communication_bytes", 0)
-        memory = SimpleNamespace(**{"process_bytes": None, "peak_forward_bytes": peak, "peak_backward_bytes": peak} | found)
-        fits = (found.get("process_bytes") or peak) <= room
-        return SimpleNamespace(memory=memory, fits=fits, reason="it is full", room_bytes=room, communication_bytes=exchanged)
-
-    monkeypatch.setattr(fit, "trace_for", lambda _, **__: None)
-    monkeypatch.setattr(fit, "predict_memory", answer)
 
 
 def trained_by(parallel: str | None) -> Configuration:
@@ -365,7 +332,7 @@ def trained_by(parallel: str | None) -> Configuration:
 def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, looked_at, monkeypatch):
     """Each block keeps 40 bytes. From 139 blocks on these are forward's highest point, and from 250 on the step's."""
 
-    def step(blocks: int) -> dict[str, int | None]:
+    def step(blocks: int) -> dict[str, int]:
         forward, peak = (max(start + 2 * blocks, 500 + 40 * blocks) for start in (5_800, 10_000))
         return {"peak_allocated_bytes": peak, "peak_forward_bytes": forward, "retained_bytes": 40 * blocks}
 
@@ -381,7 +348,7 @@ def test_a_peak_that_begins_to_grow_by_what_is_kept_is_extrapolated(parallel, lo
 def test_what_processes_exchange_becomes_the_highest_point(exchanged, monkeypatch):
     """Each block keeps 40 bytes and exchanges some, of which the step's highest point shows nothing up to 96 blocks."""
 
-    def step(blocks: int) -> dict[str, int | None]:
+    def step(blocks: int) -> dict[str, int]:
         peak = max(10_000 + 2 * blocks, 500 + (40 + exchanged) * blocks)
         return {"peak_allocated_bytes": peak, "retained_bytes": 40 * blocks, "communication_bytes": exchanged * blocks}
 
@@ -410,7 +377,7 @@ def test_a_jump_of_reserved_memory_between_few_blocks_is_no_growth(monkeypatch):
     """Reserved memory grows by a segment of 2 MiB for each two blocks, and by a large one between 16 and 32."""
     segment = 2 * 2**20
 
-    def step(blocks: int) -> dict[str, int | None]:
+    def step(blocks: int) -> dict[str, int]:
         peak = blocks * segment // 2
         return {"peak_allocated_bytes": peak, "process_bytes": peak + (10 * segment if blocks > 20 else 0)}
 
@@ -422,13 +389,13 @@ def test_a_jump_of_reserved_memory_between_few_blocks_is_no_growth(monkeypatch):
 
 
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
-    pretend_device(monkeypatch, lambda _: 90, 1_000)
+    pretend_steps(monkeypatch, lambda _: 90, 1_000)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded) == (DEEPEST, False)
 
 
 def test_depth_that_costs_more_and_more_is_traced_and_not_extrapolated(monkeypatch):
-    pretend_device(monkeypatch, lambda blocks: blocks**2, 10**9)
+    pretend_steps(monkeypatch, lambda blocks: blocks**2, 10**9)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
     assert "each block adds more than the one before" in found.reason
@@ -458,14 +425,8 @@ def pretend_lengths(monkeypatch: pytest.MonkeyPatch, kind: str, room: int | None
             raise ConfigurationError(f"model 'own:make' fails at {length}", "choose another")
         return length
 
-    def answer(_: Configuration, length: int) -> Any:
-        nbytes = AXES[kind](length)
-        memory = SimpleNamespace(peak_allocated_bytes=nbytes, process_bytes=None)
-        fits = room is None or nbytes <= room
-        return Prediction(memory, fits, "" if fits else "it is full", room)
-
     monkeypatch.setattr(axis_fit, "trace_for", trace)
-    monkeypatch.setattr(axis_fit, "predict_memory", answer)
+    monkeypatch.setattr(axis_fit, "predict_memory", lambda _, length: prediction_of(AXES[kind](length), room))
     return asked
 
 
@@ -503,8 +464,7 @@ def test_a_search_takes_few_looks_where_the_first_sizes_add_most(growth, best, f
 
     def at(size: int) -> Prediction:
         asked.add(size)
-        memory = SimpleNamespace(peak_allocated_bytes=growth(size), process_bytes=None)
-        return Prediction(memory, growth(size) <= 50_000, "", 50_000)
+        return prediction_of(int(growth(size)), 50_000)
 
     assert neighbours(at, 100_000, first=first, share=0) == (best, best + 1)
     assert len(asked) <= 20
@@ -570,7 +530,7 @@ BATCHES = {
 def test_the_largest_batch(kind, room, monkeypatch):
     """Exact up to a hundred images, within 1 % beyond; and never one that does not fit."""
     taken = BATCHES[kind]
-    asked = pretend_device(monkeypatch, taken, room, name="batch_size")
+    asked = pretend_steps(monkeypatch, taken, room, name="batch_size")
     found = largest_fit(make_configuration(dataset="mnist"), "batch")
     fitting = [size for size in range(1, 60_001) if taken(size) <= room]
     best = fitting[-1] if fitting else 0
@@ -584,13 +544,13 @@ def test_the_largest_batch(kind, room, monkeypatch):
 def test_more_memory_never_fits_less(monkeypatch):
     found = []
     for room in range(1_000, 60_000, 3_100):
-        pretend_device(monkeypatch, BATCHES["line"], room, name="batch_size")
+        pretend_steps(monkeypatch, BATCHES["line"], room, name="batch_size")
         found.append(largest_fit(make_configuration(dataset="mnist"), "batch").value)
     assert found == sorted(found)
 
 
 def test_a_batch_ends_with_the_training_set(monkeypatch):
-    pretend_device(monkeypatch, lambda _: 1, None, name="batch_size")
+    pretend_steps(monkeypatch, lambda _: 1, None, name="batch_size")
     found = largest_fit(make_configuration(dataset="mnist"), "batch")
     assert (found.value, found.bounded) == (60_000, False)
     assert "60,000" in found.reason
