@@ -14,7 +14,7 @@ _GAP = 2
 
 
 class NamedRows:
-    """A table in which a row of its own names the line that the next rows are of. Cells wrap where the terminal is narrow.
+    """A table in which a row of its own names the line whose rows are beneath it. Cells wrap where the terminal is narrow.
 
     Args:
         heads: heads of the columns.
@@ -23,38 +23,35 @@ class NamedRows:
 
     def __init__(self, heads: Sequence[str], left: Sequence[str] = ()) -> None:
         self._heads, self._left = list(heads), set(left)
-        self._rows: list[tuple[str, list[str]]] = []
+        self._rows: dict[str, list[Sequence[str]]] = {}
 
     def add(self, name: str, cells: Sequence[str]) -> None:
-        """Add a row; its name is printed where it differs from that of the row before.
+        """Add a row to its line, whose rows may come in any order with those of others.
 
         Args:
             name: name of its line, as markup.
             cells: a text for each column, as markup.
         """
-        self._rows.append((name, list(cells)))
+        self._rows.setdefault(name, []).append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render header, names and rows; where even single words have no room next to each other, one text for each row."""
-        columns = [
-            [console.render_str(cell) for cell in (head, *own)] for head, own in zip(self._heads, self._by_column(), strict=True)
-        ]
+        rendered = {name: [[console.render_str(cell) for cell in cells] for cells in rows] for name, rows in self._rows.items()}
+        heads = [console.render_str(head) for head in self._heads]
+        columns = zip(heads, *(cells for rows in rendered.values() for cells in rows), strict=True)
         gap, widths = _widths([[cell.plain for cell in column] for column in columns], options.max_width)
         if widths:
-            yield self._part([column[0] for column in columns], widths, gap, style="bold")
-        last: str | None = None
-        for number, (name, _) in enumerate(self._rows, start=1):
-            if name != last:
-                named = console.render_str(name, overflow="fold")
-                named.stylize("bold")
-                yield named
-            last = name
-            row = [column[number] for column in columns]
-            if widths:
-                yield self._part(row, widths, gap)
-            else:
-                named_cells = [Text.assemble(f"{head} ", cell) for head, cell in zip(self._heads, row, strict=True) if cell.plain]
-                yield Padding(Text(", ").join(named_cells), (0, 0, 0, _GAP))
+            yield self._part(heads, widths, gap, style="bold")
+        for name, rows in rendered.items():
+            named = console.render_str(name, overflow="fold")
+            named.stylize("bold")
+            yield named
+            for cells in rows:
+                if widths:
+                    yield self._part(cells, widths, gap)
+                else:
+                    known = [Text.assemble(f"{head} ", cell) for head, cell in zip(self._heads, cells, strict=True) if cell.plain]
+                    yield Padding(Text(", ").join(known), (0, 0, 0, _GAP))
 
     def _part(self, cells: Sequence[Text], widths: Sequence[int], gap: int, style: str = "") -> Table:
         part = Table(box=None, show_header=False, padding=(0, 0, 0, gap), style=style)
@@ -63,9 +60,6 @@ class NamedRows:
             part.add_column(justify=justify, overflow="fold", width=width, style=style)
         part.add_row(*cells)
         return part
-
-    def _by_column(self) -> list[list[str]]:
-        return [[cells[number] for _, cells in self._rows] for number in range(len(self._heads))]
 
 
 def _widths(columns: Sequence[Sequence[str]], most: int) -> tuple[int, list[int]]:

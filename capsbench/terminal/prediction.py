@@ -34,13 +34,11 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
     lines = [record.cell.configuration.without(*axes).options() for record in records]
     names = Labels(lines)
-    # A sweep goes through the lines at each depth; a table has them one after the other.
-    rows = sorted(zip(lines, records, strict=True), key=lambda row: lines.index(row[0]))
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
     of_step = common_unit(modelled, is_bytes=False)
     out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, METRICS["train"].head])
-    for line, record in rows:
+    for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
         name, at = text_cell(names.of(line)), ["-" if place is None else number_text(place) for place in places]
         memory, certainty = record.memory, record.memory.certainty if record.memory else None

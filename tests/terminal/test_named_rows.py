@@ -42,6 +42,14 @@ def test_a_name_is_printed_once_above_its_rows():
     assert len({len(line.rstrip()) for line in (lines[0], lines[2], lines[3])}) == 1, "columns are aligned"
 
 
+def test_rows_are_beneath_the_name_of_their_line_in_whatever_order_they_come():
+    made = NamedRows(["blocks"])
+    for blocks in "12":
+        for name in ("one", "other"):
+            made.add(name, [blocks])
+    assert printed(made, 40).split() == ["blocks", "one", "1", "2", "other", "1", "2"]
+
+
 def test_columns_on_the_left_begin_there_and_markup_has_no_width():
     made = NamedRows(["figure", "verdict"], left=("figure",))
     made.add("one", ["retained", "[red]worse[/]"])
