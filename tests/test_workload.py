@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from capsbench import workload
 from capsbench.cases import factories
+from capsbench.cases.configured import check_batch_size, classifier_case
 from capsbench.cases.factories import build_model, resolve_model
 from capsbench.data.preprocess import Batch
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
-from capsbench.workload import Workload, check_batch_size, classifier_case
+from capsbench.workload import Workload
 from helpers.comparing import assert_alive, assert_all_close
 
 BUILT_IN = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 from capsbench.cases.factories import NetworkFacts, facts_of
+from capsbench.cases.step_optimizer import check_optimizer_step
 from capsbench.catalog import parse_shape
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
 from capsbench.options import (
@@ -24,7 +25,6 @@ from capsbench.reversible import MEMBER_STRATEGIES, REVERSIBLE_STRATEGIES, check
 from capsbench.routing import check_routing, compiled, kernels
 from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming, strategies_of
 from capsbench.typed_values import fault_of, is_number
-from capsbench.workload import check_optimizer_step
 
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from capsbench.cases.configured import check_batch_size
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError, unknown_name
@@ -18,7 +19,6 @@ from capsbench.report import Report
 from capsbench.store.files import PLAN
 from capsbench.sweep.plan import axes_of
 from capsbench.system.paths import anchored, new_folder
-from capsbench.workload import check_batch_size
 
 REPORTS = Path("reports")
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.cases.case import Case
+from capsbench.cases.configured import build_case, classifier_case
 from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
 from capsbench.cases.foreign import make_lazy_parameters, step_error
 from capsbench.data.preprocess import Batch
@@ -37,7 +38,7 @@ from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
 from capsbench.tracing.twins import Twins, untouched
 from capsbench.tracing.work import Work
-from capsbench.workload import Workload, build_case, classifier_case, seed_everything
+from capsbench.workload import Workload, seed_everything
 
 Build = Callable[[], nn.Module]
 T = TypeVar("T")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capsbench.cases.configured import Output, loss_of
 from capsbench.cases.factories import BUILT_IN
 from capsbench.cases.foreign import takes_labels
+from capsbench.cases.step_optimizer import trainable
 from capsbench.data.preprocess import Batch
 from capsbench.errors import TrainingError
 from capsbench.models import CapsuleLoss, CapsuleOutput
@@ -19,7 +21,7 @@ from capsbench.training.health import where_it_began
 from capsbench.training.optimizers import make_optimizer
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.whole import local_part
-from capsbench.workload import Output, autocast, loss_of, trainable
+from capsbench.workload import autocast
 
 DIVERGED = 100.0
 """Multiple of the first loss from which a run counts as diverged."""

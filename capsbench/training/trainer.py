@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from capsbench.cases.configured import check_batch_size
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.errors import ConfigurationError
@@ -25,7 +26,7 @@ from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_fault
 from capsbench.training.optimizers import check_optimizer
 from capsbench.training.result import Result
 from capsbench.training.settings import TrainingSettings
-from capsbench.workload import check_batch_size, seed_everything
+from capsbench.workload import seed_everything
 
 SETTINGS = "settings.json"
 """File with the settings of a run."""

@@ -17,6 +17,7 @@ import capsbench
 from capsbench import Case
 from capsbench.cases import factories
 from capsbench.cases.case import CallArguments
+from capsbench.cases.configured import build_case, case_on_device
 from capsbench.cases.factories import facts_of
 from capsbench.cases.foreign import settings_of
 from capsbench.errors import ConfigurationError
@@ -28,7 +29,7 @@ from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.storages import state_of, storage_bytes
-from capsbench.workload import Workload, build_case, case_on_device
+from capsbench.workload import Workload
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
 from helpers.comparing import bytes_other_than, kept_bytes, tensors_within

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from capsbench.cases.configured import classifier_case
+from capsbench.cases.foreign import takes_labels
 from capsbench.data.preprocess import Batch
 from capsbench.gate.paired_series import _by_module
 from capsbench.gate.summarize import summarize
@@ -21,7 +23,7 @@ from capsbench.testing import memory_slope
 from capsbench.tracing import step_trace
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings, train
-from capsbench.workload import Workload, classifier_case, takes_labels
+from capsbench.workload import Workload
 from helpers.made import make_configuration, make_frame, make_record
 
 BATCH = 8

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import capsbench
 from capsbench import Case
 from capsbench.cases.case import OPTIMIZERS
+from capsbench.cases.configured import build_case
 from capsbench.errors import ConfigurationError
 from capsbench.measure.cell import run_pass
 from capsbench.measure.compiling import compilations, run_until_compiled
@@ -25,7 +26,7 @@ from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import MemoryFigures
 from capsbench.tracing.eager import COMPILED
 from capsbench.tracing.storages import state_of
-from capsbench.workload import Workload, build_case, seed_everything
+from capsbench.workload import Workload, seed_everything
 from helpers import own_steps
 from helpers.commands import assert_refused
 from helpers.comparing import assert_all_close, kept_bytes

@@ -18,6 +18,7 @@ import torch
 from click.shell_completion import ShellComplete
 
 from capsbench import load
+from capsbench.cases.step_optimizer import OPTIMIZER_STEPS
 from capsbench.cases.factories import BUILT_IN
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
@@ -29,7 +30,7 @@ from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
-from capsbench.workload import OPTIMIZER_STEPS, PRECISIONS
+from capsbench.workload import PRECISIONS
 from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for, written
 from helpers.made import RETAINED_PER_BLOCK, make_record
 

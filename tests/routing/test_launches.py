@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from capsbench.cases.configured import classifier_case
 from capsbench.cases.factories import build_model
 from capsbench.data.preprocess import Batch
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.fakes import made_fake
 from capsbench.tracing.known import Values
-from capsbench.workload import Workload, classifier_case
+from capsbench.workload import Workload
 from helpers import ROOT
 from helpers.made import make_configuration
 
