@@ -21,7 +21,7 @@ from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
 from capsbench.models.layers import CapsuleLayer
 from capsbench.records import PREDICTED
 from capsbench.routing import algorithm_of
-from capsbench.sweep.session import resolve_device
+from capsbench.sweep.machine import resolve_device
 from capsbench.system.paths import expanded
 from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network

@@ -18,9 +18,10 @@ from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
+from capsbench.sweep.machine import machine_options
+from capsbench.sweep.measuring import measure
 from capsbench.sweep.plan import expand
 from capsbench.sweep.session import begin
-from capsbench.sweep.verbs import measure, where
 
 EXAMPLE, PUBLISHED = "example-gpu", "published-gpu"
 """Names of the reports, as in `reports/`."""
@@ -36,14 +37,16 @@ def folder_of(bench: Bench, name: str) -> Path:
 
 def first(bench: Bench) -> Items:
     """`capsbench run --models all` at a few depths: cells one by one, then their times in turn."""
-    cells = expand(Sweep(tuple(STACKED), bench.sizes.depths, batch_size=bench.sizes.batch, **where(bench.device, None, None)))
+    cells = expand(
+        Sweep(tuple(STACKED), bench.sizes.depths, batch_size=bench.sizes.batch, **machine_options(bench.device, None, None))
+    )
     return _items(bench, EXAMPLE, "first", cells, cells)
 
 
 def table4(bench: Bench) -> Items:
     """The cells of table 4 at its ends with their times, and then the depths between with their memory alone."""
     found: Items = {}
-    machine = {"batch_size": bench.sizes.batch, **where(bench.device, None, None)}
+    machine = {"batch_size": bench.sizes.batch, **machine_options(bench.device, None, None)}
     for depths, timed in ((bench.sizes.ends, True), (range(bench.sizes.ends[0] + 1, bench.sizes.ends[1]), False)):
         for dataset in ("mnist", "cifar10"):
             several = cells_of(EXPERIMENTS["table4"], depths=tuple(depths), datasets=(dataset,), **machine) if depths else []

@@ -17,8 +17,8 @@ from capsbench.prediction.predict import predicted_here
 from capsbench.records import Cell, Configuration, MemoryFigures, Record
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
+from capsbench.sweep.machine import machine_options
 from capsbench.sweep.plan import expand
-from capsbench.sweep.verbs import where
 
 FIGURES = {
     "retained": "retained_bytes",
@@ -73,7 +73,7 @@ def _known(memory: MemoryFigures) -> MemoryFigures:
 
 def _others(bench: Bench) -> list[tuple[Cell, Callable[[], MemoryFigures]]]:
     size = min(BATCH, bench.sizes.batch)
-    machine = where(bench.device, None, None)
+    machine = machine_options(bench.device, None, None)
     cells = [
         expand(Sweep((f"benchmarks.networks:{name}",), (BLOCKS,), batch_size=size, precision=precision, **machine))[0]
         for name, precision in NETWORKS.items()

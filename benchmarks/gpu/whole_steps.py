@@ -13,8 +13,8 @@ from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.worker import prepare_process
 from capsbench.records import Configuration
 from capsbench.sweep.asked import Sweep
+from capsbench.sweep.machine import machine_options
 from capsbench.sweep.plan import expand
-from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
 
 PUBLISHED = {"kernel": "published", "front": "plain"}
@@ -30,7 +30,7 @@ MEMORY = (
 def configuration_of(bench: Bench, model: str, blocks: int, **options: Any) -> Configuration:
     """The configuration of one cell on the bench's device."""
     options = {"batch_size": bench.sizes.batch, **options}
-    (cell,) = expand(Sweep((model,), (blocks,), **where(bench.device, None, None), **options))
+    (cell,) = expand(Sweep((model,), (blocks,), **machine_options(bench.device, None, None), **options))
     return cell.configuration
 
 

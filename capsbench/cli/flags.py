@@ -247,8 +247,8 @@ MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a sweep for machine, number of images and number of repetitions."""
-    from capsbench.sweep.verbs import where
+    from capsbench.sweep.machine import machine_options
 
     more = {name: given[name] for name in ("batch_size", "capacity", "repeats")}
     here = given.get("launcher", LAUNCHERS[0]) == LAUNCHERS[0]
-    return where(given["device"], given["gpu"], given["threads"], here=here) | more
+    return machine_options(given["device"], given["gpu"], given["threads"], here=here) | more

@@ -120,7 +120,7 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
 def _print_predictions(plan: Plan, *, as_json: bool) -> int:
     """Trace every cell, print its figures, and return the exit status."""
     from capsbench.cli.sweeps import Screen
-    from capsbench.sweep.verbs import traced
+    from capsbench.sweep.measuring import traced
     from capsbench.terminal.prediction import certainty_note, predictions_table
 
     records = traced(plan, Screen(console_of(err=True), None)).records

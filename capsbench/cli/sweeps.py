@@ -26,10 +26,10 @@ from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines
 from capsbench.sweep.launchers.options import Launching
+from capsbench.sweep.measuring import measure
 from capsbench.sweep.plan import axes_asked, axes_of, expand
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
-from capsbench.sweep.verbs import measure
 from capsbench.terminal.grid import grid_table
 from capsbench.terminal.progress import Progress
 from capsbench.terminal.sentences import cost_sentences, fault_sentences

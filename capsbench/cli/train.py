@@ -191,8 +191,8 @@ def training_settings(given: dict[str, Any]) -> "TrainingSettings":
     """
     from capsbench.records import PREDICTED
     from capsbench.sweep.asked import Sweep
+    from capsbench.sweep.machine import machine_options
     from capsbench.sweep.plan import expand
-    from capsbench.sweep.verbs import where
     from capsbench.training import TrainingSettings
 
     gammas: tuple[float, ...] = given["gamma"]
@@ -201,7 +201,7 @@ def training_settings(given: dict[str, Any]) -> "TrainingSettings":
             f"--gamma {','.join(f'{one:g}' for one in gammas)} names {len(gammas)} values for {given['depth']} blocks",
             "give one for all blocks, or one for each",
         )
-    machine = where(given["device"], None, given["threads"])
+    machine = machine_options(given["device"], None, given["threads"])
     if machine["device"].endswith(PREDICTED):
         raise ConfigurationError(f"--device {machine['device']} cannot train: nothing runs on it", "choose auto, cpu or cuda")
     options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}

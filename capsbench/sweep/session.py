@@ -1,19 +1,15 @@
 """The beginning of a sweep, or of resuming one: which report, which plan, which data."""
 
 import contextlib
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from capsbench.cases.configured import check_batch_size
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
-from capsbench.errors import ConfigurationError, StoreError, unknown_name
+from capsbench.errors import ConfigurationError, StoreError
 from capsbench.records import BOTH, Cell, Plan
 from capsbench.report import Report
 from capsbench.store.files import PLAN
@@ -21,46 +17,7 @@ from capsbench.sweep.plan import axes_of
 from capsbench.system.paths import anchored, new_folder
 
 REPORTS = Path("reports")
-
-
-PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
-"""Devices for which a step can be traced without them."""
-
-
-def resolve_device(name: str, *, here: bool = True) -> str:
-    """Resolve `auto`, `cpu`, `cuda` or `cuda:N` to the one name of a present device; a predicted device stays as it is.
-
-    Args:
-        name: name of the device.
-        here: False if workers elsewhere have the device, each with one GPU for itself, which is called `cuda:0` there.
-
-    Raises:
-        ConfigurationError: there is no such device.
-    """
-    if not here and name == "cuda":
-        return "cuda:0"
-    if not here and re.fullmatch(r"cuda:[0-9]+", name):
-        raise ConfigurationError(
-            f"`device` {name} names one GPU, and the launcher gives each cell a GPU of its own", "give `device` cuda"
-        )
-    if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" or name in PREDICTED_DEVICES:
-        return name
-    numbered = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
-    if numbered:
-        index, count = int(numbered[1] or 0), torch.cuda.device_count()
-        if index >= count:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            why = "" if visible is None else f", as CUDA_VISIBLE_DEVICES is '{visible}'"
-            raise ConfigurationError(
-                f"`device` {name} is not here: this machine has {count} CUDA devices{why}", "choose cpu or auto"
-            )
-        return f"cuda:{index}"
-    names = ("auto", "cpu", "cuda", "cuda:N", *PREDICTED_DEVICES)
-    if name.lower() in ("gpu", "nvidia"):  # of these letters, cpu would be the nearest
-        raise ConfigurationError(f"`device` '{name}' is not known", f"did you mean cuda? If not, choose among {', '.join(names)}")
-    raise unknown_name("`device`", name, names)
+"""Folder of the reports that nobody named."""
 
 
 def choose_report(

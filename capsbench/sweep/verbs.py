@@ -6,43 +6,30 @@
 The command line makes a plan of its own from its options, and passes it to `measure` as `run` does.
 """
 
-import logging
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from inspect import signature
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from capsbench.axes import declared_forms, parse_depths
 from capsbench.cases.factories import name_of
 from capsbench.cases.foreign import refuse_while_importing
-from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
-from capsbench.measure.environment import default_threads, describe, key_of
-from capsbench.measure.forkserver import Forks
 from capsbench.measure.group import check_measurable
 from capsbench.options import STACKED
-from capsbench.prediction import apart
-from capsbench.prediction.predict import predict_cell
-from capsbench.records import BOTH, Cell, Pass, Plan, Record
+from capsbench.records import BOTH, Pass, Plan
 from capsbench.report import Report
-from capsbench.store.files import damage_in_words
 from capsbench.sweep.asked import Sweep
-from capsbench.sweep.launchers.belongings import packed
-from capsbench.sweep.launchers.driver import Driver
 from capsbench.sweep.launchers.options import Launching
-from capsbench.sweep.local import Sources, local_launcher
-from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
-from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
-from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
-from capsbench.sweep.timekeeper import Timekeeper
-from capsbench.sweep.unchanged import unchanged
+from capsbench.sweep.machine import machine_options
+from capsbench.sweep.measuring import measure, traced
+from capsbench.sweep.plan import axes_asked, axes_of, expand
+from capsbench.sweep.session import check_data, choose_report
+from capsbench.sweep.watcher import Logged, Watcher
 from capsbench.system.paths import absolute
-from capsbench.timed_rounds import TurnsTaken
 from capsbench.typed_values import several
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
@@ -51,52 +38,11 @@ _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "pa
 _NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
 """Arguments of a verb that its call in a plan names first, or leaves out."""
 
-_LOG = logging.getLogger("capsbench")
-
 USUAL_DEPTHS = range(1, 9)
 """Blocks of a sweep that names none: those of the paper."""
 
 Model = str | Callable[..., Any]
 """A built-in name, an entry point, `package.module:name`, or a function, which may be of a script or a notebook."""
-
-
-class Watcher(Protocol):
-    """An object that is informed of the progress of a measurement."""
-
-    def notify(self, text: str) -> None:
-        """Take a message for people."""
-
-    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> AbstractContextManager[Sequence[Observer]]:
-        """Return observers of the cells that are about to be measured, as a context for that time."""
-
-
-class Logged:
-    """A watcher that writes its texts to the log `capsbench`, at level INFO."""
-
-    def notify(self, text: str) -> None:
-        """Take a message for people."""
-        _LOG.info("%s", text)
-
-    @contextmanager
-    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
-        """Return this object, which observes the cells that are about to be measured."""
-        _LOG.info("%d of %d cells to measure into %r", len(left), len(plan.cells), report)
-        yield (self,)
-
-    def started(self, cell: Cell) -> None:
-        """Take note that a cell is about to be measured."""
-        _LOG.info("measuring %s", cell.label())
-
-    def finished(self, record: Record) -> None:
-        """Take note of a cell's record, which is on the disk."""
-        _LOG.info("%s: %s", record.cell.label(), record.status)
-
-    def took_turns(self, state: TurnsTaken) -> None:
-        """Take note of a round of cells that take turns."""
-        if state.rounds is None:
-            _LOG.info("%d cells take turns on a worker", len(state.cells))
-        else:
-            _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
 
 
 def run(
@@ -178,7 +124,7 @@ def run(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(device, gpu, threads, vary or (), here=launching.is_local()),
+        **machine_options(device, gpu, threads, vary or (), here=launching.is_local()),
         **options,
     )
     cells = expand(sweep)
@@ -242,7 +188,7 @@ def predict(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(f"{device}:predicted", gpu, threads, vary or ()),
+        **machine_options(f"{device}:predicted", gpu, threads, vary or ()),
         **options,
     )
     cells = expand(sweep)
@@ -257,118 +203,6 @@ def predict(
     report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.notify)
     measure(plan, report, resume=resume, only_these=True, watcher=watcher)
     return report
-
-
-def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
-    """Predict every cell of a plan, and return a report that is in memory alone.
-
-    Args:
-        plan: plan whose cells are of predicted devices.
-        watcher: object that is informed of the progress.
-    """
-    report, watcher = Report.of([], "predicted", plan=plan), watcher or Logged()
-    for text in axis_lacked(plan.cells, plan.axes[0]):
-        watcher.notify(f"note: {text}")
-    with watcher.measuring(plan, report, plan.cells) as observers:
-        for cell in plan.cells:
-            for observer in observers:
-                observer.started(cell)
-            record = predict_cell(cell)
-            report.append(record)
-            for observer in observers:
-                observer.finished(record)
-    note_unchanged(plan, report, watcher)
-    return report
-
-
-def measure(
-    plan: Plan, report: Report, *, resume: bool = False, only_these: bool = False, data_directory: Path | None = None,
-    wait: float | None = None, watcher: Watcher | None = None, launching: Launching | None = None,
-) -> None:  # fmt: skip
-    """Measure the rest of a plan into a report, to which no other process can write meanwhile.
-
-    Args:
-        plan: plan of the sweep.
-        report: report from `choose_report`.
-        resume: add to a report that is there.
-        only_these: do not measure other cells of the report's plan.
-        data_directory: folder of the real data sets.
-        wait: seconds that a cell waits for other sweeps on its device; None for no limit.
-        watcher: object that is informed of the progress; by default the log `capsbench`.
-        launching: where cells are measured; by default here, one at a time.
-
-    Raises:
-        ConfigurationError: the report holds records, without `resume`, or no machine can measure a cell.
-        StoreError: it cannot be read or written, or another process measures into it.
-    """
-    watcher = watcher or Logged()
-    cells = plan.cells
-    with report.lock(watcher.notify):
-        for text in changed_sources(report, plan) if resume else ():
-            watcher.notify(text)
-        plan = begin(report, plan, resume=resume)
-        if only_these:
-            plan = plan.model_copy(update={"cells": cells})
-        for text in axis_lacked(plan.cells, plan.axes[0]):
-            watcher.notify(f"note: {text}")
-        for text in damage_in_words(report.damages):
-            watcher.notify(f"warning: {text}; lost cells are measured again")
-        with watcher.measuring(plan, report, remaining(plan, report)) as observers:
-            if launching is None or launching.is_local():
-                _measure_here(plan, report, data_directory, wait, watcher, observers)
-            else:
-                _measure_elsewhere(plan, report, data_directory, wait, watcher, observers, launching)
-
-
-def _measure_here(
-    plan: Plan, report: Report, data_directory: Path | None, wait: float | None, watcher: Watcher, observers: Sequence[Observer]
-) -> None:
-    """Measure cells one after the other in processes of this machine."""
-    environment = describe()
-    key = key_of(environment)
-    report.add_environment(key, environment)
-    sources = Sources(plan)
-    keeper = Timekeeper(plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers)
-    with Forks() as forks:  # which end before times are taken, so that nothing idle lies next to these
-        launch = local_launcher(
-            plan, key, data_directory, watcher.notify,
-            folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells, forks=forks,
-        )  # fmt: skip
-        run_sweep(plan, report, launch, observers, keeper.cells)
-    note_unchanged(plan, report, watcher)
-    keeper.run()
-
-
-def _measure_elsewhere(
-    plan: Plan, report: Report, data_directory: Path | None, wait: float | None, watcher: Watcher,
-    observers: Sequence[Observer], launching: Launching,
-) -> None:  # fmt: skip
-    """Measure cells on the workers of a cluster, many at once; predicted cells are traced here."""
-    predicted = [cell for cell in plan.cells if cell.configuration.is_predicted()]
-    if predicted:
-        run_sweep(plan.model_copy(update={"cells": predicted}), report, predict_cell, observers)
-    if not any(not cell.configuration.is_predicted() for cell in remaining(plan, report)):
-        return
-    sources = Sources(plan)
-    apart.close()
-    with closing(launching.engine(report.folder, packed(sources.files()))) as engine:
-        driver = Driver(plan, report, engine, sources, data_directory, watcher.notify, patience=wait, observers=observers)
-        if launching.device == "auto":
-            driver.note_unused_gpus()
-        driver.run(between=lambda: note_unchanged(plan, report, watcher))
-
-
-def note_unchanged(plan: Plan, report: Report, watcher: Watcher) -> None:
-    """Warn of axes that change nothing, and note it in the records of the cells along them."""
-    keys = {cell.key() for cell in plan.cells}
-    found = unchanged((record for record in report.records if record.cell.key() in keys), plan.axes)
-    for note in dict.fromkeys(series.note for series in found):
-        watcher.notify(f"warning: {note}")
-    for series in found:
-        noted = {record.cell.key() for record in series.records if series.note not in record.notes}
-        for record in [one for one in report.records if one.cell.key() in noted]:
-            with uninterrupted():
-                report.append(record.model_copy(update={"notes": [*record.notes, series.note]}))
 
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
@@ -388,26 +222,6 @@ def _names(models: Model | Iterable[Model]) -> list[str]:
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
     return parse_depths(",".join(map(str, several(depths))))
-
-
-def where(device: str, gpu: str | None, threads: int | None, vary: Container[str] = (), *, here: bool = True) -> dict[str, Any]:
-    """The options of a sweep for the machine that it runs on, but for threads that are varied.
-
-    Args:
-        device: device, as it was given.
-        gpu: GPU to predict for.
-        threads: threads of a CPU run.
-        vary: names of the axes.
-        here: False if other machines may measure.
-    """
-    resolved = resolve_device(device, here=here)
-    if gpu and resolved != "cuda:predicted":
-        raise ConfigurationError(
-            f"`gpu` {gpu} cannot be combined with `device` {device}", "add `device` cuda:predicted, or leave it out"
-        )
-    name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
-    own = {} if threads is None and "threads" in vary else {"threads": threads or default_threads()}
-    return {"device": resolved, "gpu": name} | own
 
 
 def _plan(**fields: Any) -> Plan:

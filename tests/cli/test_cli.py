@@ -18,8 +18,8 @@ import torch
 from click.shell_completion import ShellComplete
 
 from capsbench import load
-from capsbench.cases.step_optimizer import OPTIMIZER_STEPS
 from capsbench.cases.factories import BUILT_IN
+from capsbench.cases.step_optimizer import OPTIMIZER_STEPS
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.errors import unknown_name
@@ -732,7 +732,7 @@ def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("capsbench.sweep.verbs.run_sweep", stopped)
+    monkeypatch.setattr("capsbench.sweep.measuring.run_sweep", stopped)
     monkeypatch.setattr("capsbench.cli.sweeps._conclude", stopped)
     result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "report")
     assert result.status == 130

@@ -12,7 +12,7 @@ from capsbench.prediction import apart
 _IMPORTS = (
     "numpy", "pandas", "pytest", "torch", "capsbench.estimation", "capsbench.measure.cell", "capsbench.measure.step_timeline",
     "capsbench.measure.turns", "capsbench.prediction.timelines", "capsbench.report", "capsbench.stats.slopes",
-    "capsbench.sweep.session", "capsbench.sweep.verbs",
+    "capsbench.sweep.measuring", "capsbench.sweep.session", "capsbench.sweep.verbs",
 )  # fmt: skip
 
 _START = """

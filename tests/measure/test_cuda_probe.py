@@ -18,7 +18,7 @@ from capsbench.measure.step_memory import ProbedStep, memory_figures
 from capsbench.measure.watch import Watch
 from capsbench.records import Record, StepFigures
 from capsbench.sweep.local import alone_on
-from capsbench.sweep.session import resolve_device
+from capsbench.sweep.machine import resolve_device
 from capsbench.terminal.progress import _one_line as one_line
 from capsbench.tracing.storages import handed_out_bytes
 from capsbench.tracing.trace import Phase

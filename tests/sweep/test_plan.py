@@ -21,8 +21,9 @@ from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
+from capsbench.sweep.machine import resolve_device
 from capsbench.sweep.plan import expand
-from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
+from capsbench.sweep.session import begin, check_data, choose_report
 from capsbench.system.native import NativeLibrary
 from capsbench.words.units import parse_bytes
 

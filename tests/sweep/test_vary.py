@@ -15,9 +15,9 @@ from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.stats.slopes import series_of
 from capsbench.sweep.asked import Sweep, axis_values
+from capsbench.sweep.machine import machine_options
 from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.session import begin, check_data
-from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
 from helpers.made import make_record
 
@@ -424,5 +424,5 @@ def test_shapes_of_one_axis_differ_in_their_pixels_alone(shapes):
 
 
 def test_threads_can_be_varied_from_python():
-    assert "threads" not in where("cpu", None, None, {"threads": [1, 2]})
-    assert where("cpu", None, None)["threads"]
+    assert "threads" not in machine_options("cpu", None, None, {"threads": [1, 2]})
+    assert machine_options("cpu", None, None)["threads"]

@@ -7,7 +7,7 @@ from capsbench.cli.types import parse_parameter
 from capsbench.errors import ConfigurationError
 from capsbench.sweep.launchers import options
 from capsbench.sweep.launchers.options import Launching
-from capsbench.sweep.session import resolve_device
+from capsbench.sweep.machine import resolve_device
 
 
 @pytest.mark.parametrize(
