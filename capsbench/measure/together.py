@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import IO, Any, Self
 
 from capsbench.measure.cell import out_of_memory_kills
-from capsbench.measure.turns import Built, Failed, Message, RoundRequest, TurnsRequest
+from capsbench.measure.turn_messages import Built, Failed, Message, RoundRequest, TurnsRequest
 from capsbench.measure.variables import variables_of
 from capsbench.records import Round, Status
 from capsbench.system.families import FAMILY, end_with_family, ended_words, last_line

@@ -3,8 +3,8 @@
 In a process of its own a network finds them as it set them. Of networks that share a process, each gets its own for its turn.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -90,3 +90,40 @@ def _read(flag: _Flag) -> Any:
     with suppress(AttributeError, RuntimeError):
         return flag.read()
     return None
+
+
+class FlagsInTurn:
+    """The flags of networks that share a process; between their turns those hold that held when this object was made."""
+
+    def __init__(self) -> None:
+        self._usual = read_flags()
+        self._of_modules: dict[str, Flags] = {}
+        """Flags after the import of each module of networks, by its name."""
+        self._of_cells: dict[str, Flags] = {}
+        """Flags after each cell's last turn, by its key."""
+
+    @contextmanager
+    def importing(self, module: str) -> Iterator[None]:
+        """Keep the flags that are set in the body for all networks of a module, which is imported there once.
+
+        Args:
+            module: name of the module.
+        """
+        yield
+        self._of_modules.setdefault(module, read_flags())
+        set_flags(self._usual)
+
+    @contextmanager
+    def of(self, cell: str, module: str) -> Iterator[None]:
+        """Let the flags hold in the body that a cell had after its last turn; before the first one, those of its module.
+
+        Args:
+            cell: key of the cell.
+            module: name of the module of its network.
+        """
+        set_flags(self._of_cells.get(cell, self._of_modules.get(module, self._usual)))
+        try:
+            yield
+        finally:
+            self._of_cells[cell] = read_flags()
+            set_flags(self._usual)

@@ -10,14 +10,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from capsbench.cases.factories import resolve_model
 from capsbench.cases.foreign import keeping_threads, module_of, step_error
@@ -30,16 +27,14 @@ from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.timing import WARMUP_STEPS, Laps, Yardstick, warm_up
-from capsbench.measure.torch_flags import Flags, read_flags, set_flags
+from capsbench.measure.torch_flags import FlagsInTurn
+from capsbench.measure.turn_messages import Built, Failed, Message, RoundRequest, TurnsRequest
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
-from capsbench.records import Configuration, Round, Status, Turn
+from capsbench.records import Round, Turn
 from capsbench.system.paths import starting_here
 from capsbench.tf32 import allows_tf32
 from capsbench.workload import Workload, without_effect
-
-T = TypeVar("T")
-
 
 THREADS_SLEPT = (
     "threads slept while they waited for each other, since other work had much of the cores when times were first taken"
@@ -47,64 +42,26 @@ THREADS_SLEPT = (
 """Note on a cell whose process was started with `SLEEPING`."""
 
 
-class TurnsRequest(BaseModel):
-    """The cells that are to take turns."""
+@dataclass
+class Participant:
+    """A cell that takes turns."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    cells: dict[str, Configuration]
-    """Configurations by the keys of their cells. All have one device and one number of threads."""
-    axes: tuple[str, ...] = ("blocks",)
-    """Axes along which the parts that grow are looked for, the most important first."""
-    data_directory: Path | None = None
-    strict: bool = False
-    """True if nothing is to be measured while other processes use the CUDA device."""
-    channel: int
-    """Descriptor of the socket to the parent."""
-    process: int
-    """Number of this process in the report."""
-    shared: bool = False
-    """True if other work had much of the cores before: threads of this process sleep while they wait, and rounds are marked."""
-
-
-class RoundRequest(BaseModel):
-    """A round to take."""
-
-    number: int
-    cells: list[str]
-    """Keys of the cells, in the order of their turns."""
-
-
-class Built(BaseModel):
-    """A cell that is ready."""
-
-    cell: str
-    data_source: str | None
-    notes: list[str]
-    tf32: bool | None = None
-    """True if the step was allowed to use TF32; None on a CPU."""
-
-
-class Failed(BaseModel):
-    """A cell that cannot take turns."""
-
-    cell: str
-    status: Status
-    message: str
-
-
-class Message(BaseModel):
-    """A message to the parent; one of its fields is filled."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    active: str | None = None
-    """Key of the cell that is being built, or has its turn."""
-    built: Built | None = None
-    failed: Failed | None = None
-    ready: bool = False
-    """True once all cells are built, and after each round without a turn."""
-    round: Round | None = None
+    workload: Workload
+    structure: Structure | None = None
+    """The structure of its network; None if the clock is not to be read inside, or it cannot be recorded."""
+    edges: Edges | None = None
+    edges_in_inference: Edges | None = None
+    modules: list[str] = field(default_factory=list)
+    """The modules with edges, which grow along an axis; the rest of the step does not."""
+    growing_along: str = ""
+    """Name of this axis."""
+    optimizer_share: float = 0.0
+    """Share of the optimizer's parameters that lie in these modules."""
+    early_turns: int = 0
+    """Number of turns that it has taken while edges were placed."""
+    device_train_seconds: list[float] = field(default_factory=list)
+    device_inference_seconds: list[float] = field(default_factory=list)
+    """Seconds of the device alone, as in `TimeFigures`."""
 
 
 class Turns:
@@ -121,27 +78,12 @@ class Turns:
         self._device = torch.device(next(iter(request.cells.values())).device)
         self._clock = clock_for(self._device)
         self._yardstick = Yardstick(self._device, self._clock)
-        self._workloads: dict[str, Workload] = {}
-        self._edges: dict[str, Edges] = {}
-        self._edges_in_inference: dict[str, Edges] = {}
-        self._modules: dict[str, list[str]] = {}
-        self._growing_along: dict[str, str] = {}
-        """The axis along which these modules grow, and the rest of the step does not."""
-        self._optimizer_shares: dict[str, float] = {}
-        """Share of the optimizer's parameters that lie in the modules with edges, by the key of the cell."""
+        self._participants: dict[str, Participant] = {}
+        """The cells that can take turns, by their keys."""
         self._edges_seconds = 0.0
         self._warmup_steps = 1
         """Steps of each cell before its first turn that counts; building takes the first one."""
-        self._turns_of: Counter[str] = Counter()
-        """Number of turns that each cell has taken while edges were placed."""
-        self._device_train: dict[str, list[float]] = {}
-        self._device_inference: dict[str, list[float]] = {}
-        self._flags: Flags = {}
-        """Flags of torch before any network was imported."""
-        self._flags_of_import: dict[str, Flags] = {}
-        """Flags after the import of each module of networks, by its name."""
-        self._flags_of: dict[str, Flags] = {}
-        """Flags after each cell's last turn, by its key."""
+        self._flags = FlagsInTurn()
         self._notes_of_import: dict[str, list[str]] = {}
 
     def run(self, notes: Sequence[str]) -> None:
@@ -151,17 +93,16 @@ class Turns:
             notes: notes on the device for every cell.
         """
         self._import_networks()
-        structures: dict[str, Structure] = {}
         for key in self._request.cells:
             with self._attempted(key):
-                structures |= self._build(key, notes)
+                self._build(key, notes)
         before = compilations()
-        self._place_edges(structures)
+        self._place_edges()
         if compilations() == before:  # a turn that compiled is followed by others until none does
-            self._warmup_steps += min((self._turns_of[key] for key in self._workloads), default=0)
+            self._warmup_steps += min((one.early_turns for one in self._participants.values()), default=0)
         if self._warmup_steps < WARMUP_STEPS or self._device.type == "cuda":  # whose clock takes its time
             self._warmup_steps += warm_up(self._turn_each, self._device, fewest=max(WARMUP_STEPS - self._warmup_steps, 1))
-        for key in list(self._workloads):
+        for key in list(self._participants):
             with self._attempted(key):
                 self._time_device(key)
         self._yardstick.warm_up()
@@ -172,38 +113,34 @@ class Turns:
 
     def _turn_each(self) -> None:
         """Let each cell take a turn."""
-        for key in list(self._workloads):
+        for key in list(self._participants):
             with self._attempted(key):
                 self._turn(key)
 
     def _time_device(self, key: str) -> None:
         """Time the device alone, which needs no rounds: nothing disturbs it but its own clock."""
-        workload = self._workloads[key]
-        if found := device_seconds(workload.train_step, self._device):
-            self._device_train[key] = found
-        with workload.evaluating():
-            if found := device_seconds(workload.inference, self._device):
-                self._device_inference[key] = found
+        one = self._participants[key]
+        one.device_train_seconds = device_seconds(one.workload.train_step, self._device)
+        with one.workload.evaluating():
+            one.device_inference_seconds = device_seconds(one.workload.inference, self._device)
 
     def _import_networks(self) -> None:
         """Import the networks' modules: flags that one sets when it is imported hold for all of its networks, and no other."""
-        self._flags = read_flags()
         for key, configuration in self._request.cells.items():
-            if configuration.model not in self._notes_of_import:
+            model = configuration.model
+            if model not in self._notes_of_import:
                 self._send(Message(active=key))
-                with keeping_threads(configuration.model) as notes, contextlib.suppress(CapsbenchError):
-                    resolve_model(configuration.model)
-                self._notes_of_import[configuration.model] = notes
-                # A module is imported once, for all of its networks.
-                self._flags_of_import.setdefault(_module(configuration.model), read_flags())
-                set_flags(self._flags)
+                with self._flags.importing(_module(model)):
+                    with keeping_threads(model) as notes, contextlib.suppress(CapsbenchError):
+                        resolve_model(model)
+                    self._notes_of_import[model] = notes
 
-    def _build(self, key: str, notes: Sequence[str]) -> dict[str, Structure]:
-        """Build a cell, step it once, and return its structure; nothing where that cannot be recorded."""
+    def _build(self, key: str, notes: Sequence[str]) -> None:
+        """Build a cell, step it once, and record its structure where the clock may be read inside."""
         configuration = self._request.cells[key]
         workload = Workload(configuration, self._request.data_directory)
         workload.train_step()
-        self._workloads[key] = workload
+        one = self._participants[key] = Participant(workload)
         notes = [
             *notes,
             *[THREADS_SLEPT] * self._request.shared,
@@ -214,64 +151,60 @@ class Turns:
         tf32 = allows_tf32() if self._device.type == "cuda" else None
         self._send(Message(built=Built(cell=key, data_source=workload.data_source, tf32=tf32, notes=notes)))
         if not workload.is_plain() or configuration.compile is not None:
-            return {}  # it may come to an edge several times, or to none
+            return  # it may come to an edge several times, or to none
         try:
             with recorded(workload.model) as found:
                 workload.forward()
         except Exception:  # a compiled network may refuse to be watched, and is timed as a whole
             traceback.print_exc()
-        return dict.fromkeys([key], found[0]) if found else {}
+        one.structure = found[0] if found else None
 
-    def _place_edges(self, structures: Mapping[str, Structure]) -> None:
+    def _place_edges(self) -> None:
         """Put edges round the modules that grow within each series, along the first axis along which there are any."""
         for axis in self._request.axes:
-            of_series: dict[str, list[str]] = {}
-            for key in structures:
-                if key not in self._modules:
-                    of_series.setdefault(self._request.cells[key].series(axis), []).append(key)
-            for keys in of_series.values():
-                for modules in growing_modules([structures[key] for key in keys]):
-                    there = {key: structures[key] for key in keys if key in self._workloads}
-                    if self._try_edges(modules, there):
-                        self._growing_along |= dict.fromkeys(there, axis)
+            series: dict[str, dict[str, Structure]] = {}
+            for key, one in self._participants.items():
+                if one.structure is not None and not one.modules:
+                    series.setdefault(self._request.cells[key].series(axis), {})[key] = one.structure
+            for structures in series.values():
+                for modules in growing_modules(list(structures.values())):
+                    if self._try_edges(modules, structures, axis):
                         break
-        if self._modules:
-            self._edges_seconds = edges_cost(self._clock, self._device, max(map(len, self._modules.values())))
+        if most := max((len(one.modules) for one in self._participants.values()), default=0):
+            self._edges_seconds = edges_cost(self._clock, self._device, most)
 
-    def _try_edges(self, modules: list[str], structures: Mapping[str, Structure]) -> bool:
+    def _try_edges(self, modules: list[str], structures: Mapping[str, Structure], axis: str) -> bool:
         """Put edges round these modules, and leave them there if every cell meets them in a training step.
 
         A cell that fails meanwhile is dropped, and the others keep their edges. In inference there are none if it does not
         meet them too, or if their hooks would change what it runs.
         """
+        keys = [key for key in structures if key in self._participants]
+        for key in keys:
+            one = self._participants[key]
+            one.edges = one.edges_in_inference = Edges(one.workload.model, modules, structures[key], self._clock)
+            one.optimizer_share = optimizer_share(one.workload.model, modules, one.workload.optimizer)
         turns: list[Turn] = []
-        for key, structure in structures.items():
-            edges = Edges(self._workloads[key].model, modules, structure, self._clock)
-            self._edges[key] = self._edges_in_inference[key] = edges
-            self._optimizer_shares[key] = optimizer_share(self._workloads[key].model, modules, self._workloads[key].optimizer)
-        for key in structures:
+        for key in keys:
             with self._attempted(key):
                 turns.append(self._turn(key))
-                self._turns_of[key] += 1
+                self._participants[key].early_turns += 1
         found = all(turn.growing_train_step_seconds is not None for turn in turns)
         in_inference = found and all(turn.growing_inference_seconds is not None for turn in turns)
-        if not in_inference or self._hooks_change_inference(structures):
-            for key in structures:
-                self._edges_in_inference.pop(key, None)
-        if found:
-            self._modules |= dict.fromkeys(structures, modules)
-        else:
-            for key in structures:
-                self._edges.pop(key, None)
+        in_inference = in_inference and not self._hooks_change_inference(keys)
+        for one in (self._participants[key] for key in keys if key in self._participants):
+            one.edges, one.edges_in_inference = one.edges if found else None, one.edges if in_inference else None
+            if found:
+                one.modules, one.growing_along = modules, axis
         return found
 
     def _hooks_change_inference(self, keys: Iterable[str]) -> bool:
         """Return whether hooks change the operators of inference, by the first cell of a series that is left."""
         for key in keys:
-            if key in self._workloads:
-                workload = self._workloads[key]
-                with self._attempted(key), workload.evaluating():
-                    return hooks_change(workload.model, workload.inference, self._edges[key])
+            one = self._participants.get(key)
+            if one is not None and one.edges is not None:
+                with self._attempted(key), one.workload.evaluating():
+                    return hooks_change(one.workload.model, one.workload.inference, one.edges)
         return False
 
     def _take(self, asked: RoundRequest) -> None:
@@ -283,12 +216,14 @@ class Turns:
             self._watch.look()
         turns: list[Turn] = []
         for key in asked.cells:
-            if key in self._workloads:
+            if key in self._participants:
                 with self._attempted(key):
                     turns.append(self._turn(key))
         if not turns:
             self._send(Message(ready=True))
             return
+        took = {turn.cell: self._participants[turn.cell] for turn in turns}
+        growing = {key: one for key, one in took.items() if one.modules}
         self._send(
             Message(
                 round=Round(
@@ -300,11 +235,11 @@ class Turns:
                     yardstick_seconds=list(self._yardstick.seconds),
                     yardstick_flops=self._yardstick.flops if self._yardstick.seconds else None,
                     launch_yardstick_seconds=list(self._yardstick.launch_seconds),
-                    device_train_step_seconds=_of_cells(self._device_train, turns),
-                    device_inference_seconds=_of_cells(self._device_inference, turns),
+                    device_train_step_seconds={key: known for key, one in took.items() if (known := one.device_train_seconds)},
+                    device_inference_seconds={key: known for key, one in took.items() if (known := one.device_inference_seconds)},
                     noise=self._noise(),
-                    modules=_of_cells(self._modules, turns),
-                    growing_along=_of_cells(self._growing_along, turns),
+                    modules={key: one.modules for key, one in growing.items()},
+                    growing_along={key: one.growing_along for key, one in growing.items()},
                     edges_seconds=self._edges_seconds,
                 )
             )
@@ -318,8 +253,8 @@ class Turns:
 
     def _turn(self, key: str) -> Turn:
         """Take one training step and one inference of a cell."""
-        workload, clock = self._workloads[key], self._clock
-        edges, edges_in_inference = self._edges.get(key), self._edges_in_inference.get(key)
+        one, clock = self._participants[key], self._clock
+        workload, edges, edges_in_inference = one.workload, one.edges, one.edges_in_inference
         workload.train_step(Laps(clock, edges))
         forward, backward, optimizer = clock.laps()
         check_threads(workload.configuration)
@@ -337,7 +272,7 @@ class Turns:
         if in_training is None:
             return turn
         growing = {
-            "growing_train_step_seconds": sum(in_training) + self._optimizer_shares[key] * optimizer,
+            "growing_train_step_seconds": sum(in_training) + one.optimizer_share * optimizer,
             "growing_forward_seconds": in_training[0],
             "growing_inference_seconds": None if in_inference is None else in_inference[0],
         }
@@ -347,10 +282,10 @@ class Turns:
     def _attempted(self, key: str) -> Iterator[None]:
         """Build or step a cell in the body, under the flags that it has set; if that fails, drop it and report why."""
         self._send(Message(active=key))
-        imported = self._flags_of_import.get(_module(self._request.cells[key].model), self._flags)
-        set_flags(self._flags_of.get(key, imported))
+        model = self._request.cells[key].model
         try:
-            yield
+            with self._flags.of(key, _module(model)):
+                yield
             return
         except CapsbenchError as error:
             failed = Failed(cell=key, status="error", message=one_line(error))
@@ -359,14 +294,8 @@ class Turns:
             if is_out_of_memory(error):
                 failed = Failed(cell=key, status="oom", message=error_line(error, LONGEST_MESSAGE))
             else:
-                failure = step_error(self._request.cells[key].model, error, most=LONGEST_MESSAGE)
-                failed = Failed(cell=key, status="error", message=one_line(failure))
-        finally:
-            self._flags_of[key] = read_flags()
-            set_flags(self._flags)
-        self._workloads.pop(key, None)
-        self._edges.pop(key, None)
-        self._edges_in_inference.pop(key, None)
+                failed = Failed(cell=key, status="error", message=one_line(step_error(model, error, most=LONGEST_MESSAGE)))
+        self._participants.pop(key, None)
         with contextlib.suppress(RuntimeError):  # marks of an unfinished turn are not the next one's
             self._clock.laps()
         self._send(Message(failed=failed))
@@ -374,11 +303,6 @@ class Turns:
     def _send(self, message: Message) -> None:
         self._channel.write(message.model_dump_json(exclude_defaults=True) + "\n")
         self._channel.flush()
-
-
-def _of_cells(known: Mapping[str, T], turns: Sequence[Turn]) -> dict[str, T]:
-    """The values of the cells that had these turns, as far as there are any."""
-    return {turn.cell: known[turn.cell] for turn in turns if turn.cell in known}
 
 
 def _module(model: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
 from capsbench.measure.together import Together
-from capsbench.measure.turns import Built, Failed, TurnsRequest
+from capsbench.measure.turn_messages import Built, Failed, TurnsRequest
 from capsbench.measure.variables import wait_is_chosen
 from capsbench.measure.watch import cores_are_shared
 from capsbench.records import Cell, Plan, Record, Round

@@ -20,7 +20,8 @@ from capsbench.measure.messages import Request
 from capsbench.measure.step_memory import probed_step
 from capsbench.measure.step_timeline import measured_timeline
 from capsbench.measure.timing import measure_time
-from capsbench.measure.turns import Turns, TurnsRequest
+from capsbench.measure.turn_messages import TurnsRequest
+from capsbench.measure.turns import Turns
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import MemoryFigures
@@ -537,7 +538,9 @@ def test_a_compiled_network_is_timed_as_a_whole():
     with ours, theirs:
         taking = Turns(TurnsRequest(cells=cells, channel=0, process=0), theirs)
         taking._import_networks()
-        assert [taking._build(key, []) for key in cells] == [{}, {}]
+        for key in cells:
+            taking._build(key, [])
+        assert [one.structure for one in taking._participants.values()] == [None, None]
         assert all(taking._turn(key).train_step_seconds > 0 for key in cells)
 
 

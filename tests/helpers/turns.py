@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 
 from capsbench.measure.together import ProcessEnded, Together
-from capsbench.measure.turns import Failed, TurnsRequest
+from capsbench.measure.turn_messages import Failed, TurnsRequest
 from capsbench.records import Configuration, Round
 
 PATIENCE = 120.0

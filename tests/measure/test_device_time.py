@@ -242,8 +242,7 @@ def test_nothing_waits_inside_a_turn(monkeypatch):
     taking = turns.Turns.__new__(turns.Turns)
     steps = Steps(fake)
     steps.configuration = make_configuration()
-    taking._workloads, taking._clock = {"a": steps}, CudaClock(CUDA)
-    taking._edges = taking._edges_in_inference = {}
+    taking._participants, taking._clock = {"a": turns.Participant(steps)}, CudaClock(CUDA)
     taking._turn("a")
     assert fake.asked == [*TRAINING, *INFERENCE[:-2], "synchronize", "train"]
 
@@ -251,16 +250,15 @@ def test_nothing_waits_inside_a_turn(monkeypatch):
 def test_a_process_of_turns_times_the_device_before_its_rounds(monkeypatch):
     fake = FakeCuda(monkeypatch)
     taking = turns.Turns.__new__(turns.Turns)
-    taking._device, taking._workloads = CUDA, {"a": Steps(fake)}
-    taking._device_train, taking._device_inference = {}, {}
+    one = turns.Participant(Steps(fake))
+    taking._device, taking._participants = CUDA, {"a": one}
     monkeypatch.setattr(turns, "device_seconds", lambda step, _: step() or [0.5])
     taking._time_device("a")
-    assert (taking._device_train, taking._device_inference) == ({"a": [0.5]}, {"a": [0.5]})
+    assert (one.device_train_seconds, one.device_inference_seconds) == ([0.5], [0.5])
     assert fake.asked == ["forward", "backward", "optimize", "eval", "inference", "train"]
     monkeypatch.setattr(turns, "device_seconds", lambda *_: [])
-    taking._device_train.clear()
     taking._time_device("a")
-    assert taking._device_train == {}, "what is not known is left out"
+    assert one.device_train_seconds == [], "what is not known is left out"
 
 
 # TF32.

@@ -8,7 +8,8 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.measure.together import Together
-from capsbench.measure.turns import THREADS_SLEPT, Turns, TurnsRequest
+from capsbench.measure.turn_messages import TurnsRequest
+from capsbench.measure.turns import THREADS_SLEPT, Turns
 from capsbench.timed_rounds import times_of
 from helpers.forked import in_fork
 from helpers.made import make_configuration
@@ -254,13 +255,12 @@ def test_timing_runs_the_operators_that_a_network_runs_without_it(own_model):
     with ours, theirs:
         turns = Turns(TurnsRequest(cells=cells, channel=0, process=0), theirs)
         turns._import_networks()
-        structures = {}
         for key in cells:
-            structures |= turns._build(key, [])
-        turns._place_edges(structures)
+            turns._build(key, [])
+        turns._place_edges()
         for key, configuration in cells.items():
             with Operators() as without:
-                workload = turns._workloads[key]
+                workload = turns._participants[key].workload
                 workload.train_step()
                 with workload.evaluating():
                     workload.inference()
@@ -269,7 +269,7 @@ def test_timing_runs_the_operators_that_a_network_runs_without_it(own_model):
             assert in_turn.names == without.names
             fast = sum("_transformer_encoder_layer_fwd" in one for one in without.names)
             assert fast == configuration.blocks
-            assert turns._modules[key] == ["layers"]
+            assert turns._participants[key].modules == ["layers"]
             assert turn.growing_train_step_seconds > 0
             assert turn.growing_inference_seconds is None
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from capsbench.measure.together import ProcessEnded
-from capsbench.measure.turns import Built, Failed
+from capsbench.measure.turn_messages import Built, Failed
 from capsbench.records import Cell, Plan, Round, Turn
 from capsbench.report import Report
 from capsbench.stats.turn_times import fit_turns
