@@ -1,9 +1,18 @@
-"""The data sets of capsbench: their shapes and sizes. The module is cheap to import; `data.datasets` reads the images."""
+"""The networks of the paper and the data sets by name. The module is cheap to import; `data.datasets` reads the images."""
 
 import re
 from dataclasses import dataclass
 
 from capsbench.errors import ConfigurationError, unknown_name
+
+STACKED = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
+"""The networks of the paper, which `all` stands for, with their titles."""
+
+WITHOUT_BLOCKS = {"capsnet-1conv": "CapsNet, 1 convolution", "capsnet-2conv": "CapsNet, 2 convolutions"}
+"""Baselines of its table 3, which have no depth."""
+
+MODELS = {**STACKED, **WITHOUT_BLOCKS}
+"""Every network that has a name, with its title."""
 
 
 @dataclass(frozen=True)

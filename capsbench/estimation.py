@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.cases.case import Case, OptimizerFactory, adam, check_loss, described
+from capsbench.catalog import OWN_INPUTS
 from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import OPTIONS, OWN_INPUTS
+from capsbench.options import OPTIONS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.prediction.search import neighbours
 from capsbench.prediction.seconds import modelled_seconds
 from capsbench.prediction.timelines import timeline_of
-from capsbench.records import Certainty, Configuration, MemoryFigures, Timeline
+from capsbench.records import Certainty, Configuration, MemoryFigures
+from capsbench.timeline import Timeline
 from capsbench.tracing.known import MOST_ELEMENTS
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.twins import Twins

@@ -28,7 +28,7 @@ from torch import nn
 from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.cases.factories import ModelFactory, as_module
 from capsbench.cases.foreign import settings_of
-from capsbench.catalog import spec_of
+from capsbench.catalog import OWN_INPUTS, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
 from capsbench.gate.baseline import read_baseline, write_baseline
@@ -36,7 +36,6 @@ from capsbench.gate.check import Finding, judge
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.summary import Summary
-from capsbench.options import OWN_INPUTS, Setting
 from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
 from capsbench.stats.bases import Curve
@@ -46,6 +45,7 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_bytes
 from capsbench.system.paths import absolute
 from capsbench.tracing.step_trace import TracedStep, trace_step
+from capsbench.typed_values import Setting
 from capsbench.words.along import number_text, places_text
 from capsbench.words.modules import OUTSIDE
 from capsbench.words.units import bytes_text

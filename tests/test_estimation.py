@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy
 
 import capsbench
 from capsbench import Case
+from capsbench.catalog import OWN_INPUTS
 from capsbench.errors import ConfigurationError
 from capsbench.figures.one_step import timeline_text
-from capsbench.options import OWN_INPUTS, Configuration
+from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.tracing.twins import Twins
 from helpers import networks_of_others as others

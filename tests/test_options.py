@@ -11,9 +11,10 @@ from textwrap import indent
 
 import pytest
 
+from capsbench.catalog import MODELS
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, MoCapsNet
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, Configuration, noun_of, type_of, value_in_words
+from capsbench.options import NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, Configuration, noun_of, type_of, value_in_words
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
 from helpers.made import make_configuration

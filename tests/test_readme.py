@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from capsbench.catalog import STACKED
 from capsbench.measure.environment import describe
-from capsbench.options import STACKED
 from capsbench.report import Report
 from capsbench.words.slopes_in_words import row_ratio, row_slope
 from helpers import reading

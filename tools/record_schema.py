@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from capsbench import options, records
+from capsbench import options, records, timeline
 from capsbench.training import bundles, log, result, settings
 
 TARGET = Path(__file__).parent.parent / "docs" / "record-schema.md"
@@ -39,9 +39,9 @@ CLASSES: tuple[type, ...] = (
     records.Turn,
     records.StepFigures,
     records.Plan,
-    records.Timeline,
-    records.StepPhase,
-    records.StepPeak,
+    timeline.Timeline,
+    timeline.StepPhase,
+    timeline.StepPeak,
     settings.TrainingSettings,
     result.Result,
     result.EpochFigures,

@@ -11,9 +11,9 @@ from typing import Any
 from benchmarks.gpu.child import Bench, Items
 from benchmarks.gpu.results import Found
 from benchmarks.gpu.whole_steps import MEMORY, configuration_of
+from capsbench.catalog import STACKED
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
-from capsbench.options import STACKED
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep

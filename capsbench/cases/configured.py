@@ -13,11 +13,12 @@ from capsbench.cases.builders import ImagesCase
 from capsbench.cases.case import CallArguments, Case, check_inputs, check_loss, described
 from capsbench.cases.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
 from capsbench.cases.foreign import make_lazy_parameters, settings_of, takes_labels
+from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.models import CapsuleLoss, CapsuleOutput
-from capsbench.options import OWN_INPUTS, Configuration
+from capsbench.options import Configuration
 
 SEED = 0
 """Seed of weights, and of the crops of a batch."""

@@ -12,11 +12,12 @@ from capsbench.cases.carried import carried, carry, imported_name
 from capsbench.cases.case import Case, described
 from capsbench.cases.fingerprint import Fingerprint, fingerprint
 from capsbench.cases.foreign import call_with_images, imported, make_lazy_parameters, module_of, settings_of
-from capsbench.catalog import DatasetSpec
+from capsbench.catalog import OWN_INPUTS, DatasetSpec
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.models import CapsNet, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
-from capsbench.options import OWN_INPUTS, Configuration, Setting
+from capsbench.options import Configuration
 from capsbench.reversible import keep_less
+from capsbench.typed_values import Setting
 
 ModelFactory = Callable[..., nn.Module]
 """A function that makes a network, called with `(in_shape, num_classes, blocks)` and the options that it takes."""
@@ -28,7 +29,7 @@ BUILT_IN: dict[str, ModelFactory] = {
     "capsnet-1conv": SabourCapsNet,
     "capsnet-2conv": capsnet_2conv,
 }
-"""Every capsule network that has a name (`capsbench.options.MODELS`)."""
+"""Every capsule network that has a name (`capsbench.catalog.MODELS`)."""
 
 ENTRY_POINTS = "capsbench.models"
 """Entry point group in which other packages register their models."""

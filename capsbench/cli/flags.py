@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from capsbench.catalog import MODELS
 from capsbench.cli.types import (
     FOLDER,
     NameList,
@@ -25,7 +26,8 @@ from capsbench.cli.types import (
     whole_numbers,
 )
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import MODELS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Option, type_of
+from capsbench.option_type import Option
+from capsbench.options import OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, type_of
 from capsbench.sweep.launchers.options import LAUNCHERS
 from capsbench.words.units import parse_bytes
 

@@ -4,12 +4,12 @@ import shlex
 
 import click
 
+from capsbench.catalog import MODELS
 from capsbench.cli.command import Command, echo
 from capsbench.cli.output import write_text
 from capsbench.cli.types import NameList
 from capsbench.errors import ConfigurationError
 from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, requirement_of, where_from
-from capsbench.options import MODELS
 from capsbench.system.paths import anchored, start
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from capsbench.catalog import MODELS
 from capsbench.cli.command import Group
 from capsbench.cli.flags import (
     CHECKPOINT_OPTION,
@@ -23,7 +24,6 @@ from capsbench.cli.flags import (
 )
 from capsbench.cli.typed import require_command
 from capsbench.cli.types import FOLDER, NameList, OneOf, whole_number
-from capsbench.options import MODELS
 
 SWEPT = {
     "figure3": "Measure memory and time over depth, on three data sets.",

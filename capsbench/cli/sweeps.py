@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from capsbench.axes import AxisForm, declared_forms, parse_depths
+from capsbench.catalog import STACKED
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
@@ -18,7 +19,7 @@ from capsbench.cli.typed import refuse_for_own, was_left_out
 from capsbench.drawing import SLOPES
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable
-from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
+from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep

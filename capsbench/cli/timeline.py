@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from capsbench.catalog import MODELS
 from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION, SETTINGS_OPTION, cell_option, cell_options
 from capsbench.cli.types import FOLDER, NameList, positive
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.options import MODELS, SWEPT_OPTIONS
+from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration
 from capsbench.store.files import TIMELINE
 from capsbench.system.paths import absolute, anchored, new_folder

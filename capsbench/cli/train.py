@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from capsbench.catalog import MODELS, WITHOUT_BLOCKS
 from capsbench.cli.command import Command, command_to_resume, typed_command
 from capsbench.cli.flags import (
     CHECKPOINT_OPTION,
@@ -24,7 +25,7 @@ from capsbench.cli.streams import printing_aside
 from capsbench.cli.typed import refuse_for_own, refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, number, whole_number
 from capsbench.errors import ConfigurationError, Interrupted
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, WITHOUT_BLOCKS
+from capsbench.options import NETWORK_OPTIONS, OPTIONS
 from capsbench.system.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:

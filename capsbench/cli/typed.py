@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import click
 from click.core import ParameterSource
 
+from capsbench.catalog import MODELS
 from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS
+from capsbench.options import NETWORK_OPTIONS, OPTIONS
 
 
 def was_typed(name: str) -> bool:

@@ -11,8 +11,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import Setting
-from capsbench.typed_values import parsed_values
+from capsbench.typed_values import Setting, parsed_values
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 

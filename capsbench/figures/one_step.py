@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from capsbench.colours import CAPTION, PURPOSES
 from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
-from capsbench.records import Timeline
 from capsbench.sizes import MEBIBYTES, MIB
+from capsbench.timeline import Timeline
 from capsbench.words.labels import STAND_IN, dataset_title, model_title
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from capsbench.words.units import bytes_text

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
+from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures
+from capsbench.timeline import Timeline
 
 
 class Request(BaseModel):

@@ -12,7 +12,8 @@ from capsbench.measure.close_look import CloseLook, Origins
 from capsbench.measure.memory import MemoryProbe
 from capsbench.measure.step_memory import probed_step
 from capsbench.prediction.timelines import step_fields
-from capsbench.records import Configuration, Timeline
+from capsbench.records import Configuration
+from capsbench.timeline import Timeline
 from capsbench.workload import Workload
 
 

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Sequence
 
 from capsbench.axes import axis_flag
+from capsbench.catalog import OWN_INPUTS
 from capsbench.frame import AXIS_COLUMN
-from capsbench.options import OPTIONS, OWN_INPUTS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
+from capsbench.options import OPTIONS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
 from capsbench.records import Configuration, Plan
 from capsbench.typed_values import settings_in
 from capsbench.words.labels import Series

@@ -9,7 +9,8 @@ from capsbench.colours import COLOURS, PURPOSES
 from capsbench.figures.one_step import caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
-from capsbench.records import Contents, Record, Timeline
+from capsbench.records import Contents, Record
+from capsbench.timeline import Timeline
 from capsbench.words.labels import cut
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 

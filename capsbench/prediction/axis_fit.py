@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from capsbench.axes import IMAGE_SIZE
+from capsbench.catalog import OWN_INPUTS
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting
-from capsbench.options import AXES_OF_FIELDS, OPTIONS, OWN_INPUTS
+from capsbench.options import AXES_OF_FIELDS, OPTIONS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.prediction.search import Fit, neighbours, taken
 from capsbench.records import Configuration

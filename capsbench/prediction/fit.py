@@ -1,7 +1,6 @@
 """The deepest network, or the largest batch or value of any other axis, that fits a device: by search over traced steps."""
 
-from capsbench.catalog import spec_of
-from capsbench.options import OWN_INPUTS
+from capsbench.catalog import OWN_INPUTS, spec_of
 from capsbench.prediction.axis_fit import largest_on_axis
 from capsbench.prediction.depth_fit import CHECKED, deeper
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
-from capsbench.records import Configuration, StepPeak, StepPhase, Timeline
+from capsbench.records import Configuration
+from capsbench.timeline import StepPeak, StepPhase, Timeline
 from capsbench.tracing.attribution import Origin
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.step_trace import TracedStep

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from capsbench.errors import LostWorkError, StoreError
-from capsbench.records import Plan, Record, Round, Timeline, newer_than_known
+from capsbench.records import Plan, Record, Round, newer_than_known
 from capsbench.system.durable import sync_folder
 from capsbench.system.paths import expanded
+from capsbench.timeline import Timeline
 
 RECORDS, PLAN, ENVIRONMENT, TIMELINE = "records.jsonl", "plan.json", "environment.json", "timeline.json"
 ROUNDS = "rounds.jsonl"

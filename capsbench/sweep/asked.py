@@ -7,12 +7,12 @@ from typing import Any
 
 from capsbench.axes import IMAGE_SIZE
 from capsbench.cases.factories import NetworkFacts
-from capsbench.catalog import parse_shape
+from capsbench.catalog import MODELS, parse_shape
 from capsbench.errors import ConfigurationError, suggesting
-from capsbench.options import AXES_OF_FIELDS, DEEPEST, MODELS, OPTIONS, SWEPT_OPTIONS, Setting
+from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, SWEPT_OPTIONS
 from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES, named_lists
 from capsbench.routing import kernels
-from capsbench.typed_values import fault_of, parsed_values, several
+from capsbench.typed_values import Setting, fault_of, parsed_values, several
 
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
 SHAPE_NAMES = ("image_shape", "shape", IMAGE_SIZE)

@@ -6,25 +6,15 @@ from typing import Any
 
 from capsbench.cases.factories import NetworkFacts, facts_of
 from capsbench.cases.step_optimizer import check_optimizer_step
-from capsbench.catalog import parse_shape
+from capsbench.catalog import MODELS, STACKED, WITHOUT_BLOCKS, parse_shape
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
-from capsbench.options import (
-    AXES_OF_FIELDS,
-    MODELS,
-    NETWORK_OPTIONS,
-    OPTIONS,
-    STACKED,
-    SWEPT_OPTIONS,
-    WITHOUT_BLOCKS,
-    Setting,
-    type_of,
-)
+from capsbench.options import AXES_OF_FIELDS, NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, type_of
 from capsbench.parallel import check_parallel
 from capsbench.prediction.apart import call_for
 from capsbench.reversible import MEMBER_STRATEGIES, REVERSIBLE_STRATEGIES, check_gamma, check_members_strategy
 from capsbench.routing import check_routing, compiled, kernels
 from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming, strategies_of
-from capsbench.typed_values import fault_of, is_number
+from capsbench.typed_values import Setting, fault_of, is_number
 
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""

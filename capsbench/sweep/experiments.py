@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capsbench.options import STACKED
+from capsbench.catalog import STACKED
 from capsbench.records import BOTH, Cell, Pass
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand

@@ -5,10 +5,11 @@ from pathlib import Path
 from capsbench.errors import CapsbenchError
 from capsbench.prediction import apart
 from capsbench.prediction.timelines import predicted_timeline
-from capsbench.records import Record, Timeline
+from capsbench.records import Record
 from capsbench.report import Report
 from capsbench.store.files import TIMELINE
 from capsbench.sweep.forecast import prediction_of
+from capsbench.timeline import Timeline
 
 MOST = 3
 """Largest number of networks whose step is predicted."""

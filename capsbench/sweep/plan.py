@@ -7,15 +7,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from capsbench.cases.factories import NetworkFacts
-from capsbench.catalog import spec_of
+from capsbench.catalog import OWN_INPUTS, WITHOUT_BLOCKS, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.models import resolve_front
-from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting
+from capsbench.options import OPTIONS, SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import REVERSIBLE_STRATEGIES, resolve_inverse
 from capsbench.routing import resolve_kernel
 from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel
 from capsbench.sweep.checks import checked_facts
+from capsbench.typed_values import Setting
 
 _SLOWEST = ("dataset", "precision", "optimizer", "optimizer_step", "compile", "routing", "kernel", "front", "memory", "rule")
 """The options that vary slowest in the cells of a sweep, in this order; all others vary faster."""

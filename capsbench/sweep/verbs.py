@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from capsbench.axes import declared_forms, parse_depths
 from capsbench.cases.factories import name_of
 from capsbench.cases.foreign import refuse_while_importing
+from capsbench.catalog import STACKED
 from capsbench.errors import ConfigurationError
 from capsbench.measure.group import check_measurable
-from capsbench.options import STACKED
 from capsbench.records import BOTH, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from capsbench.axes import axis_title
+from capsbench.catalog import OWN_INPUTS
 from capsbench.gate.findings import Labels
-from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, Record
 from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows

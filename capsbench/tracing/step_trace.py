@@ -17,10 +17,10 @@ from capsbench.cases.case import Case
 from capsbench.cases.configured import build_case, classifier_case
 from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
 from capsbench.cases.foreign import make_lazy_parameters, step_error
+from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
-from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator

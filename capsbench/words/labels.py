@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from capsbench.catalog import OWN_INPUTS, SPECS
+from capsbench.catalog import MODELS, OWN_INPUTS, SPECS
 from capsbench.frame import AXIS_COLUMN, plain
-from capsbench.options import MODELS, OPTIONS, noun_of, value_in_words
+from capsbench.options import OPTIONS, noun_of, value_in_words
 from capsbench.typed_values import settings_in
 from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable

@@ -20,9 +20,10 @@ from capsbench.cases.case import CallArguments
 from capsbench.cases.configured import build_case, case_on_device
 from capsbench.cases.factories import facts_of
 from capsbench.cases.foreign import settings_of
+from capsbench.catalog import OWN_INPUTS
 from capsbench.errors import ConfigurationError
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.options import OWN_INPUTS, Configuration
+from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import Cell, MemoryFigures
 from capsbench.sweep.asked import Sweep

@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 
 from capsbench.cases.factories import BUILT_IN
-from capsbench.catalog import SPECS
+from capsbench.catalog import MODELS, SPECS
 from capsbench.cli.training import TrainingProgress, print_result
 from capsbench.models import FRONTS, RULES
-from capsbench.options import MODELS, OPTIONS
+from capsbench.options import OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.training import TrainingSettings, load_checkpoint, load_network

@@ -9,21 +9,10 @@ import numpy as np
 import pandas as pd
 
 from capsbench.frame import to_frame
-from capsbench.records import (
-    Cell,
-    Configuration,
-    Contents,
-    GrowingFigures,
-    MemoryFigures,
-    Plan,
-    Record,
-    StepPeak,
-    StepPhase,
-    TimeFigures,
-    Timeline,
-)
+from capsbench.records import Cell, Configuration, Contents, GrowingFigures, MemoryFigures, Plan, Record, TimeFigures
 from capsbench.report import Report
 from capsbench.sizes import MIB
+from capsbench.timeline import StepPeak, StepPhase, Timeline
 
 # What a block adds, and what there is without one.
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}

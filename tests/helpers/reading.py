@@ -35,7 +35,8 @@ from markdown_it.token import Token
 from capsbench.cli.group import cli
 from capsbench.cli.types import NameList
 from capsbench.errors import CapsbenchError
-from capsbench.records import Cell, Plan, Record, Timeline
+from capsbench.records import Cell, Plan, Record
+from capsbench.timeline import Timeline
 from helpers import ROOT
 from helpers.commands import subcommands
 from helpers.forked import Server

@@ -17,7 +17,7 @@ from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.messages import Request
 from capsbench.measure.step_timeline import measured_timeline
 from capsbench.prediction.timelines import predicted_timeline
-from capsbench.records import Timeline
+from capsbench.timeline import Timeline
 from capsbench.tracing import counting
 from capsbench.tracing.trace import CATEGORIES
 from helpers.fakes import FakeCuda

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from capsbench.cases.factories import BUILT_IN, build_model
+from capsbench.catalog import WITHOUT_BLOCKS
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleLoss, Ensemble, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
-from capsbench.options import WITHOUT_BLOCKS
 from capsbench.routing import route
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand

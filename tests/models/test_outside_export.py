@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from capsbench.cases.factories import BUILT_IN
-from capsbench.options import WITHOUT_BLOCKS
+from capsbench.catalog import WITHOUT_BLOCKS
 from capsbench.reversible import STRATEGIES, MomentumStack
 
 SMALL = {"channels": 8}

@@ -19,10 +19,11 @@ from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, with_unique_names
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.prediction.predict import predict_memory, trace_for
-from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, StepFigures, StepPhase, Timeline
+from capsbench.records import Cell, MemoryFigures, Plan, Record, StepFigures
 from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
 from capsbench.store.files import ENVIRONMENT, SavedTimeline
+from capsbench.timeline import STEP_PHASES, StepPhase, Timeline
 from helpers.commands import subcommands
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from capsbench import Case
-from capsbench.options import OWN_INPUTS, Configuration
+from capsbench.catalog import OWN_INPUTS
+from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 
 
