@@ -21,7 +21,7 @@ from capsbench.cases.fingerprint import Fingerprint, fingerprint_of_function
 from capsbench.errors import ConfigurationError, error_line
 from capsbench.system.durable import replacing
 
-FOLDER = "CAPSBENCH_FUNCTIONS"
+FUNCTIONS_FOLDER = "CAPSBENCH_FUNCTIONS"
 """Variable of the environment that names the folder."""
 
 _LONGEST_REASON = 200
@@ -81,7 +81,7 @@ def carry(function: Callable[..., Any]) -> str:
 
 def carried(name: str) -> Carried | None:
     """The function that was carried here under this name; None if there is none."""
-    folder = os.environ.get(FOLDER)
+    folder = os.environ.get(FUNCTIONS_FOLDER)
     path = None if folder is None or not name.isidentifier() else _file(Path(folder), name)
     if path is None or not path.is_file():
         return None
@@ -102,7 +102,7 @@ def _made_folder() -> Path:
     global _own_folder
     if _own_folder is None or not _own_folder.is_dir():
         _own_folder = Path(tempfile.mkdtemp(prefix="capsbench-functions-"))
-        os.environ[FOLDER] = str(_own_folder)
+        os.environ[FUNCTIONS_FOLDER] = str(_own_folder)
         atexit.register(_remove, _own_folder, os.getpid())
     return _own_folder
 

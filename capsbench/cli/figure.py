@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from capsbench.figures.pictures import Pictures
     from capsbench.inference import Classifier
 
-MOST = 10
+MOST_IMAGES = 10
 """Largest number of images in one figure."""
 
 
@@ -99,8 +99,8 @@ def reconstructions(
     from capsbench.words.labels import network_title
 
     classifier = Classifier(checkpoint, device=device)
-    if len(images) > MOST:
-        raise ConfigurationError(f"{len(images)} images are too many for one figure", f"give up to {MOST}")
+    if len(images) > MOST_IMAGES:
+        raise ConfigurationError(f"{len(images)} images are too many for one figure", f"give up to {MOST_IMAGES}")
     chosen = classifier.read(images) if images else _one_of_each(classifier, data_dir, download=download)
     moved = perturb(classifier, chosen[0])
     found = classifier(chosen)
@@ -127,7 +127,7 @@ def _one_of_each(classifier: "Classifier", directory: Path | None, *, download: 
     except ConfigurationError as error:
         raise ConfigurationError(error.what, f"{error.hint}; or give images of your own") from None
     labels = test.labels.tolist()
-    return test.images[[labels.index(label) for label in sorted(set(labels))[:MOST]]]
+    return test.images[[labels.index(label) for label in sorted(set(labels))[:MOST_IMAGES]]]
 
 
 def _pictures(images: "Tensor") -> "Pictures":

@@ -30,7 +30,7 @@ TABLE_TITLES = {
     "table3": "Table 3: optimizers and routing, CIFAR-10",
     "table5": "Table 5: hyperparameters, CIFAR-10, 2 blocks, Ranger21",
 }
-RUNS = "runs"
+RUNS_OF_TABLE = "runs"
 
 
 def reproduce_table(
@@ -44,12 +44,12 @@ def reproduce_table(
         Interrupted: Ctrl-C; the same command resumes.
     """
     folder = out or anchored(Path("reports")) / name
-    if resume and not (folder / RUNS).is_dir():
+    if resume and not (folder / RUNS_OF_TABLE).is_dir():
         raise ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
     rows = _chosen(name, given)
     # The scale shortens data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))
-    trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS)
+    trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS_OF_TABLE)
     console = console_of(err=True)
     members = networks_of(trials)
     left = [member for member in members if member.result() is None]

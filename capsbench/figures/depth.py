@@ -21,7 +21,7 @@ from capsbench.colours import CAPTION
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
-from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
+from capsbench.figures.styles import SMALL_STYLE, STYLE, SeriesStyle, series_styles
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import by_series, fit_line, noises, series_of
@@ -137,7 +137,7 @@ def _grid(
     if width is not None:
         styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
-    with mpl.rc_context(STYLE | (SMALL if width is not None else {})):
+    with mpl.rc_context(STYLE | (SMALL_STYLE if width is not None else {})):
         axes = _axes_of(ax, len(parts), max(1, len(shown)), width)
         drawn = [
             _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)

@@ -47,7 +47,7 @@ STYLE: Any = {
     "savefig.dpi": 160,
 }
 
-SMALL: Any = {
+SMALL_STYLE: Any = {
     "font.size": 7,
     "axes.titlesize": 6.8,
     "legend.fontsize": 5.8,

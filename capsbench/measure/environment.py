@@ -16,7 +16,7 @@ import torch
 
 from capsbench.cases.fingerprint import package_digest
 from capsbench.measure.facts import Facts, asked
-from capsbench.measure.variables import SETTINGS
+from capsbench.measure.variables import SETTING_VARIABLES
 from capsbench.system.cores import allowed_cores, quota
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
     facts = Facts()
     version = facts.ask("capsbench", lambda: metadata.version("capsbench"))
     commit = re.search(r"\+g([0-9a-f]+)", version or "")
-    settings = sorted(name for name, value in os.environ.items() if value and SETTINGS.fullmatch(name))
+    settings = sorted(name for name, value in os.environ.items() if value and SETTING_VARIABLES.fullmatch(name))
     found = {
         "capsbench": version,
         "commit": commit[1] if commit else None,

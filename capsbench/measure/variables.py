@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-SETTINGS = re.compile(
+SETTING_VARIABLES = re.compile(
     r"""
     PYTORCH_(CUDA_|HIP_)?ALLOC_CONF | PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING | PYTORCH_JIT | THP_MEM_ALLOC_ENABLE |
     CUBLAS(LT)?_\w+ | CUDNN_\w+ | NVIDIA_TF32_OVERRIDE | TORCH_ALLOW_TF32_CUBLAS_OVERRIDE |

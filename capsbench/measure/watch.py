@@ -20,7 +20,7 @@ _SHORTEST = 0.5
 _SLOWED = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 """NVML's reasons for a clock below the requested one; idleness and a user's own setting do not count."""
 
-SHARED = 0.2
+SHARED_CORES = 0.2
 """Share of the cores from which on threads that spin while they wait would take more from a step than waking them does."""
 
 
@@ -29,7 +29,7 @@ def cores_are_shared() -> bool:
     watch = Watch(torch.device("cpu"))
     time.sleep(1.2 * _SHORTEST)
     others = watch.seen().others
-    return others is not None and others > SHARED
+    return others is not None and others > SHARED_CORES
 
 
 class Watch:

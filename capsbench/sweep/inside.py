@@ -11,7 +11,7 @@ from capsbench.store.files import TIMELINE
 from capsbench.sweep.forecast import prediction_of
 from capsbench.timeline import Timeline
 
-MOST = 3
+MOST_TIMELINES = 3
 """Largest number of networks whose step is predicted."""
 
 _FOLDER = "inside-"
@@ -40,7 +40,7 @@ def add_timelines(report: Report) -> list[Path]:
     good.sort(key=lambda record: record.cell.configuration.position(axis) or 0.0)
     last = {record.cell.configuration.model: record for record in good}
     paths: list[Path] = []
-    for record in sorted(last.values(), key=_retained)[:MOST]:
+    for record in sorted(last.values(), key=_retained)[:MOST_TIMELINES]:
         try:
             timeline = _predicted(record)
         except CapsbenchError:

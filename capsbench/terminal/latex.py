@@ -15,10 +15,8 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import SHOWN
 from capsbench.words.latex import latex_text
-from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import Row, column_unit, is_reference, row_remarks, row_shape, row_slope
 from capsbench.words.units import number_with, range_text, ratio_parts, slope_number
-
-Row = Mapping[Any, Any]
 
 _UNKNOWN = r"\textit{n.s.}"
 

@@ -9,7 +9,7 @@ from capsbench.records import Configuration, Schema
 SETTINGS_VERSION = 1
 """Version of the format, raised whenever an older capsbench could not understand new settings."""
 
-OPTIMIZERS = ("adam", "ranger21")
+TRAINING_OPTIMIZERS = ("adam", "ranger21")
 PREPROCESSINGS = ("paper", "published")
 
 

@@ -14,7 +14,7 @@ from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.store.files import SavedTimeline
-from helpers.browsing import opened, started_browser
+from helpers.browsing import Window, opened, started_browser
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
@@ -26,10 +26,15 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def window(browser, tmp_path_factory):
+    return Window(browser, tmp_path_factory.mktemp("page") / "index.html")
+
+
 @pytest.fixture
-def show(browser, tmp_path):
+def show(window):
     """`with show(source, …) as page:`."""
-    return lambda *sources, **options: opened(browser, sources, tmp_path / "index.html", **options)
+    return lambda *sources, **options: opened(window, sources, **options)
 
 
 def source(records, name="mine", commit="abc1234", **more):
@@ -57,12 +62,12 @@ def rows_of(page, table):
     return page.page.locator(f"#{table} tbody tr").all_inner_texts()
 
 
-def test_the_answer_is_there_without_any_script(browser, tmp_path, show):
+def test_the_answer_is_there_without_any_script(browser, window, show):
     with show(source(models())):
         pass
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto((tmp_path / "index.html").as_uri())
+    page.goto(window.path.as_uri())
     text = page.locator("#answer").inner_text()
     sentences = page.locator("#answer .answers").text_content()
     verdicts = page.locator("#paper").inner_text()
@@ -222,11 +227,10 @@ def test_a_timeline_of_a_report_is_shown_with_its_peak_and_the_record_s_own_modu
     assert "5.00 MiB" not in text  # what the timeline says of its modules
 
 
-def test_a_timeline_of_nobody_is_shown_without_a_record(browser, tmp_path):
+def test_a_timeline_of_nobody_is_shown_without_a_record(show):
     first, second = source(models(), "first"), source(models(), "second")
-    path = tmp_path / "index.html"
     loose = [SavedTimeline(make_timeline(models()[3].cell.configuration), "beside/timeline.json")]
-    with opened(browser, [first, second], path, loose=loose) as page:
+    with show(first, second, loose=loose) as page:
         text = page.text("#step-body")
         assert "no record of these reports" in text
         assert "Retained by module: 5.00 MiB" in text
@@ -515,7 +519,7 @@ def test_a_depth_beyond_one_that_was_out_of_memory(show):
     assert [trace["x"] for trace in dotted] == [[4, 10]]
 
 
-def test_a_link_shows_the_same_selection_and_a_jump_has_a_way_back(show, browser, tmp_path):
+def test_a_link_shows_the_same_selection_and_a_jump_has_a_way_back(show, browser):
     with show(source([*models(), *models(kernel="published")])) as page:
         page.drawn("figure4")
         page.choose("filter-kernel", "published")
@@ -658,7 +662,7 @@ def test_keys_lead_into_the_step_that_is_looked_at(show):
 
 
 @pytest.mark.slow
-def test_five_thousand_records_are_there_at_once(show, tmp_path):
+def test_five_thousand_records_are_there_at_once(show, window):
     def cells(count):
         for batch in range(1, count + 1):
             for model in ("rescapsnet", "mocapsnet"):
@@ -680,7 +684,7 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
         assert "26 to 50 of 5,008" in page.text("#cells-table")
     # Two seconds, and more where even a page of 16 records takes long.
     assert large < max(2000, 6 * small)
-    assert (tmp_path / "index.html").stat().st_size < 6_000_000
+    assert window.path.stat().st_size < 6_000_000
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capsbench.cases.carried import FOLDER
-from capsbench.measure.variables import SETTINGS
+from capsbench.cases.carried import FUNCTIONS_FOLDER
+from capsbench.measure.variables import SETTING_VARIABLES
 from capsbench.system.paths import start
 
 _OF_THE_NODE = ("LD_PRELOAD",)
@@ -34,9 +34,10 @@ def packed(files: Iterable[str]) -> str:
         files: paths of the modules of users' networks, as in `Fingerprint.files`.
     """
     folder = start().resolve()
-    functions = os.environ.get(FOLDER)
+    functions = os.environ.get(FUNCTIONS_FOLDER)
     carried = sorted(Path(functions).glob("*.pickle")) if functions else []
-    settings = {name: value for name, value in os.environ.items() if SETTINGS.fullmatch(name) and name not in _OF_THE_NODE}
+    chosen = (name for name in os.environ if SETTING_VARIABLES.fullmatch(name) and name not in _OF_THE_NODE)
+    settings = {name: os.environ[name] for name in chosen}
     return json.dumps(
         {
             "folder": str(folder),
@@ -74,8 +75,8 @@ def unpacked(text: str, given: Mapping[str, str]) -> Unpacked:
         paths = [laid_out / _HERE / path.relative_to(folder) for path in paths if path.is_relative_to(folder)]
         paths += [laid_out / _IMPORTED]
     search = dict.fromkeys([*(str(path) for path in paths if path.is_dir()), *_entries(given)])
-    kept = {name: value for name, value in given.items() if name in _OF_THE_NODE or not SETTINGS.fullmatch(name)}
-    variables = kept | belongings["settings"] | {FOLDER: str(laid_out / _FUNCTIONS)}
+    kept = {name: value for name, value in given.items() if name in _OF_THE_NODE or not SETTING_VARIABLES.fullmatch(name)}
+    variables = kept | belongings["settings"] | {FUNCTIONS_FOLDER: str(laid_out / _FUNCTIONS)}
     variables.pop("PYTHONPATH", None)
     if search:
         variables["PYTHONPATH"] = os.pathsep.join(search)

@@ -26,7 +26,7 @@ from capsbench.sweep.launchers.protocol import Done, Findings, Lost, Task
 from capsbench.system.durable import replace_file
 from capsbench.system.families import last_line
 
-FOLDER = "slurm"
+JOBS_FOLDER = "slurm"
 """Folder of the jobs in that of the report."""
 
 _BELONGINGS, _JOBS = "belongings.json", "jobs"
@@ -69,7 +69,7 @@ class SlurmEngine:
         self._given = dict(parameters)
         self._cluster = self._given.pop("cluster", "slurm")
         self._exclusive, self._module = exclusive_node, module
-        self._folder = folder / FOLDER
+        self._folder = folder / JOBS_FOLDER
         if self._cluster not in ("slurm", "local"):
             raise ConfigurationError(f"`slurm` cluster={self._cluster} is not known", "give cluster=local, or leave it out")
         if self._cluster == "slurm" and shutil.which("srun") is None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from capsbench.cases.carried import FOLDER
+from capsbench.cases.carried import FUNCTIONS_FOLDER
 from capsbench.sweep.launchers.belongings import packed, unpacked
 
 MODULE = "from helper_of_mine import width\n\ndef make(*_):\n    return width()\n"
@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch):
     functions.mkdir()
     (functions / "gpt2.pickle").write_bytes(b"\x00pickled")
     monkeypatch.chdir(folder)
-    monkeypatch.setenv(FOLDER, str(functions))
+    monkeypatch.setenv(FUNCTIONS_FOLDER, str(functions))
     monkeypatch.setenv("PYTHONPATH", f"{folder / 'src'}{os.pathsep}{elsewhere}")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("LD_PRELOAD", "")
@@ -82,7 +82,8 @@ def test_another_file_under_the_same_path_is_not_taken_for_the_driver_s(project)
 
 def test_functions_are_carried(project):
     found = unpacked(moved(packed([]), project), {})
-    assert {path.name: path.read_bytes() for path in Path(found.variables[FOLDER]).iterdir()} == {"gpt2.pickle": b"\x00pickled"}
+    functions = Path(found.variables[FUNCTIONS_FOLDER])
+    assert {path.name: path.read_bytes() for path in functions.iterdir()} == {"gpt2.pickle": b"\x00pickled"}
 
 
 def test_settings_of_figures_are_the_driver_s_and_all_others_the_node_s(project):
