@@ -40,9 +40,9 @@ from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
 from capsbench.stats.bases import Curve
 from capsbench.stats.least_squares import SlopeFit
+from capsbench.stats.line_fit import fit_bytes
 from capsbench.stats.linearity import Shape
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import fit_bytes
 from capsbench.system.paths import absolute
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.typed_values import Setting

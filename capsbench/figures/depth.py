@@ -23,8 +23,9 @@ from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
 from capsbench.figures.styles import SMALL_STYLE, STYLE, SeriesStyle, series_styles
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along_with_levels, axes_in
+from capsbench.stats.line_fit import fit_line
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
-from capsbench.stats.slopes import by_series, fit_line, noises, series_of
+from capsbench.stats.slopes import by_series, noises, series_of
 from capsbench.words.along import places_text
 from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
 from capsbench.words.units import bytes_text

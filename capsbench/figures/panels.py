@@ -22,8 +22,8 @@ from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, lacking
 from capsbench.sizes import BYTE_UNITS, MEBIBYTES, MIB, SECOND_UNITS, Unit
 from capsbench.stats.bases import Curve
 from capsbench.stats.intervals import Interval
+from capsbench.stats.line_fit import LineFit, fit_line, values_by_position
 from capsbench.stats.metrics import Metric
-from capsbench.stats.slopes import LineFit, fit_line, values_by_position
 from capsbench.words.along import axis_label
 from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text

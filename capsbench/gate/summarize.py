@@ -22,10 +22,10 @@ from capsbench.gate.summary import (
     machine_parts,
 )
 from capsbench.records import MemoryFigures, Record, TimeFigures
+from capsbench.stats.line_fit import fit_bytes
 from capsbench.stats.median import is_host_bound
 from capsbench.stats.metrics import QUANTITIES
 from capsbench.stats.processes import PooledCentre, equal_processes
-from capsbench.stats.slopes import fit_bytes
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:

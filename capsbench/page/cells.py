@@ -28,9 +28,10 @@ from capsbench.page.commands import cell_arguments, series_command, timeline_com
 from capsbench.page.gpus import continued_memory
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
+from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
-from capsbench.stats.slopes import series_columns, values_by_position
+from capsbench.stats.slopes import series_columns
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable

@@ -8,9 +8,9 @@ import pandas as pd
 
 from capsbench.axes import axis_title, per_unit
 from capsbench.figures.sparks import SparkPoints, fitted_points, scale_of, svg, value_ranges
+from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
-from capsbench.stats.slopes import values_by_position
 from capsbench.words.along import places_text
 from capsbench.words.slopes_in_words import NOISY
 from capsbench.words.units import quantity_text

@@ -7,9 +7,9 @@ import pandas as pd
 
 from capsbench.devices import GPUS
 from capsbench.sizes import GIBIBYTES
+from capsbench.stats.line_fit import fit_line
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
-from capsbench.stats.slopes import fit_line
 
 _SHOWN = ("rtx2080ti", "rtx4090", "a100", "h100", "h200")
 """GPUs of different sizes, the smallest first."""

@@ -13,8 +13,9 @@ from capsbench.figures.styles import style_key, styles_of
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
 from capsbench.frame import along as placed_along
 from capsbench.gate.findings import Labels
+from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_position
+from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of
 from capsbench.words.along import over_text
 from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_remarks, row_slope
 

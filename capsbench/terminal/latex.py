@@ -1,7 +1,7 @@
 """Slopes as tables for LaTeX, in the style of the package booktabs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
 
@@ -81,7 +81,7 @@ def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
 class _Column:
     """One metric: a column of slopes in one unit, and one of ratios if there are any."""
 
-    def __init__(self, metric: str, rows: list[Row], marks: _Marks) -> None:
+    def __init__(self, metric: str, rows: Sequence[Row], marks: _Marks) -> None:
         self._metric = metric
         self._marks = marks
         self._is_bytes = METRICS[metric].is_bytes

@@ -11,9 +11,10 @@ from capsbench.axes import per_unit
 from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, plain
 from capsbench.gate.findings import Labels
+from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_series, series_of, values_by_position
+from capsbench.stats.slopes import by_series, series_of
 from capsbench.terminal.tables import SHOWN
 from capsbench.words.along import over_text, places_text
 from capsbench.words.labels import Series

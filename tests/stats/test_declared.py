@@ -7,9 +7,9 @@ import capsbench
 from capsbench.errors import ConfigurationError
 from capsbench.frame import frame_of
 from capsbench.stats.bases import declared_curve, declared_turns_curve
+from capsbench.stats.line_fit import fit_bytes
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.scatter import Points
-from capsbench.stats.slopes import fit_bytes
 from capsbench.words.slopes_in_words import row_remarks, row_slope
 from helpers.made import make_varied
 

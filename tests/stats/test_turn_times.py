@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from capsbench.frame import to_frame
+from capsbench.stats.line_fit import fit_line
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
+from capsbench.stats.slopes import fitted_slopes, series_of
 from capsbench.stats.turn_times import TurnTimes, fit_turns, turn_times
 from helpers.made import SECONDS_PER_BLOCK, make_frame, make_record, make_turns
 

@@ -40,8 +40,12 @@ def counted(monkeypatch):
     return _READ, tables
 
 
-@pytest.mark.slow
-def test_a_run_reads_its_records_once_at_most_and_fits_its_slopes_once(command, counted):
+def test_a_run_reads_its_records_once_at_most_and_fits_its_slopes_once(command, counted, monkeypatch):
+    def predicted(cell):
+        made = make_record(cell.configuration.model, cell.configuration.blocks)
+        return made.model_copy(update={"cell": cell, "kind": "predicted"})
+
+    monkeypatch.setattr("capsbench.sweep.local.predict_cell", predicted)
     read, tables = counted
     asked = ["run", "--models", "rescapsnet,mocapsnet", "--out", "mine", *TYPED]
     assert command(*asked, "--depth", "1,2").status == 0
