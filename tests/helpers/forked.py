@@ -315,11 +315,12 @@ _PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
 
 def _fork_workers() -> None:
     """Let commands fork the processes in which they measure and predict."""
-    from capsbench.measure import cell, forkserver, together
+    from capsbench.measure import cell, forkserver, group, together
     from capsbench.prediction import apart
 
     forking = SimpleNamespace(**{name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": _Fork})
-    cell.subprocess = forkserver.subprocess = together.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
+    for module in (cell, forkserver, group, together, apart):
+        module.subprocess = forking  # type: ignore[attr-defined]
 
 
 def _end_as(function: Callable[[], None]) -> None:
@@ -343,6 +344,7 @@ _PRELOADED = (
     "capsbench.figures.one_step",
     "capsbench.gate.verdicts",
     "capsbench.inference",
+    "capsbench.measure.group",
     "capsbench.measure.turns",
     "capsbench.page.notebook",
     "capsbench.prediction.fit",

@@ -13,6 +13,7 @@ from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import Cell, MemoryFigures, Plan
 from helpers import ranks
 from helpers.commands import together
+from helpers.forked import in_fork
 from helpers.ranks import CASES, configuration_of
 
 EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes")
@@ -79,9 +80,8 @@ def test_communication_is_counted_in_both(in_two):
 
 @pytest.mark.slow
 def test_a_cell_is_a_group_of_processes(tmp_path):
-    report = capsbench.run(
-        "rescapsnet", depths=1, parallel="fsdp", world_size=2, device="cpu", only="memory", out=tmp_path / "report", **ranks.SMALL
-    )
+    options = {"depths": 1, "parallel": "fsdp", "world_size": 2, "device": "cpu", "only": "memory", **ranks.SMALL}
+    report = in_fork(capsbench.run, "rescapsnet", out=tmp_path / "report", **options)
     (record,) = report.records
     assert (record.status, record.message) == ("ok", None)
     assert record.mean_memory.state_bytes == record.memory.state_bytes
@@ -93,9 +93,8 @@ def test_a_cell_is_a_group_of_processes(tmp_path):
 @pytest.mark.slow
 def test_the_error_of_one_process_ends_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(ranks.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
-    report = capsbench.run(
-        "helpers.ranks:failing", parallel="ddp", world_size=2, device="cpu", only="memory", timeout=120, out=tmp_path / "report"
-    )
+    options = {"parallel": "ddp", "world_size": 2, "device": "cpu", "only": "memory", "timeout": 120}
+    report = in_fork(capsbench.run, "helpers.ranks:failing", out=tmp_path / "report", **options)
     (record,) = report.records
     assert record.status == "error"
     assert "process 1 of 2: " in record.message
