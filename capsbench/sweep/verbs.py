@@ -116,21 +116,9 @@ def run(
     refuse_while_importing()
     launching = Launching(launcher, address, slurm or {}, exclusive_node, device)
     launching.check()
-    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
-    sweep = Sweep(
-        names,
-        blocks,
-        repeats=repeats,
-        depths_chosen=depths is not None,
-        vary=vary,
-        settings=settings,
-        **machine_options(device, gpu, threads, vary or (), here=launching.is_local()),
-        **options,
-    )
-    cells = expand(sweep)
-    axes = axes_of(cells, axes_asked(vary or ()))
+    machine = machine_options(device, gpu, threads, vary or (), here=launching.is_local())
     plan = _plan(
-        command=_call(run, names, blocks, given), cells=cells, axes=axes, bases=declared_forms(basis, axes),
+        run, given, machine | {"repeats": repeats},
         passes=BOTH if only is None else [only], samples=samples, budget_seconds=time_budget, slope_share=slope_share,
         timeout_seconds=timeout, strict=strict, processes=processes,
     )  # fmt: skip
@@ -181,22 +169,8 @@ def predict(
     """
     given = locals()
     refuse_while_importing()
-    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
-    sweep = Sweep(
-        names,
-        blocks,
-        depths_chosen=depths is not None,
-        vary=vary,
-        settings=settings,
-        **machine_options(f"{device}:predicted", gpu, threads, vary or ()),
-        **options,
-    )
-    cells = expand(sweep)
-    axes = axes_of(cells, axes_asked(vary or ()))
-    plan = _plan(
-        command=_call(predict, names, blocks, given), cells=cells, axes=axes, bases=declared_forms(basis, axes),
-        passes=["memory"], budget_seconds=0,
-    )  # fmt: skip
+    machine = machine_options(f"{device}:predicted", gpu, threads, vary or ())
+    plan = _plan(predict, given, machine, passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)
     watcher = watcher or Logged()
@@ -220,14 +194,27 @@ def _names(models: Model | Iterable[Model]) -> list[str]:
     return list(dict.fromkeys(name for one in found for name in (STACKED if one == "all" else (one,))))
 
 
-def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    return parse_depths(",".join(map(str, several(depths))))
+def _plan(verb: Callable[..., Report], given: dict[str, Any], machine: Mapping[str, Any], **fields: Any) -> Plan:
+    """The plan of a call.
 
+    Args:
+        verb: `run` or `predict`.
+        given: its arguments by name.
+        machine: options of the sweep from `machine_options`, and its number of repetitions.
+        fields: further fields of the plan.
 
-def _plan(**fields: Any) -> Plan:
-    """A plan, whose numbers are those of a verb's arguments."""
+    Raises:
+        ConfigurationError: an argument is unknown or out of range.
+    """
+    depths, vary = given["depths"], given["vary"]
+    names = _names(given["models"])
+    blocks = parse_depths(",".join(map(str, several(USUAL_DEPTHS if depths is None else depths))))
+    more = {**machine, **given["options"]}
+    cells = expand(Sweep(names, blocks, depths_chosen=depths is not None, vary=vary, settings=given["settings"], **more))
+    axes = axes_of(cells, axes_asked(vary or ()))
+    command, bases = _call(verb, names, blocks, given), declared_forms(given["basis"], axes)
     try:
-        return Plan(**fields)
+        return Plan(command=command, cells=cells, axes=axes, bases=bases, **fields)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = str(fault["loc"][0])
