@@ -25,15 +25,21 @@ INVERTIBLE = st.floats(0.2, 0.99) | st.just(1.0)
 """Values of γ that fixed point allows too."""
 
 
-def by_hand(layers: list[nn.Module], gammas: list[Tensor]) -> list[Tensor]:
-    """Output, and gradients of the input, of each γ and of the layers, by plain autograd over algorithm 1 as it is written."""
+def by_hand(layers: list[nn.Module], gammas: list[Tensor], learned: list[Tensor] | None = None) -> list[Tensor]:
+    """Output, and gradients of input, of what is learned and of layers, by plain autograd over algorithm 1 as it is written.
+
+    Args:
+        layers: the functions.
+        gammas: γ of each of them.
+        learned: tensors that these were computed from; by default they are learned themselves.
+    """
     x, grad = example()
     state, velocity = x, torch.zeros_like(x)
     for layer, gamma in zip(layers, gammas, strict=True):
         velocity = gamma * velocity + (1 - gamma) * layer(state)
         state = state + velocity
     weights = [parameter for layer in layers for parameter in layer.parameters()]
-    return [state, *torch.autograd.grad(state, [x, *gammas, *weights], grad)]
+    return [state, *torch.autograd.grad(state, [x, *(learned or gammas), *weights], grad)]
 
 
 def by_stack(layers: list[nn.Module], way: str, gamma, **options) -> list[Tensor]:
@@ -137,13 +143,7 @@ def test_the_gradient_of_a_learnt_gamma(way, segment):
     blocks = -(-5 // segment)
     logits = torch.linspace(0.3, 2, blocks, dtype=torch.float64, requires_grad=True)
     gammas = [torch.sigmoid(logits)[place // segment] for place in range(5)]
-    x, grad = example()
-    state, velocity = x, torch.zeros_like(x)
-    for layer, gamma in zip(layers, gammas, strict=True):
-        velocity = gamma * velocity + (1 - gamma) * layer(state)
-        state = state + velocity
-    weights = [parameter for layer in layers for parameter in layer.parameters()]
-    expected = [state, *torch.autograd.grad(state, [x, logits, *weights], grad)]
+    expected = by_hand(layers, gammas, [logits])
 
     stack = MomentumStack(copy.deepcopy(layers), 0.9, **WAYS[way], segment=segment, learn_gamma=True).double()
     stack.gamma_logits.data.copy_(logits.detach())
