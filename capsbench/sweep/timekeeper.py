@@ -13,7 +13,7 @@ from capsbench.measure.noise import Machine, noise_of
 from capsbench.measure.processes import available_bytes
 from capsbench.measure.together import ProcessEnded
 from capsbench.prediction import apart
-from capsbench.records import Cell, Plan, Record, Status
+from capsbench.records import Cell, Plan, Record, Status, TimeFigures
 from capsbench.report import Report
 from capsbench.sweep.group_rounds import GroupRounds, records_so_far, rounds_of
 from capsbench.sweep.groups import ends_of, groups_of, halves, left_of, that_fit
@@ -83,10 +83,7 @@ class Timekeeper:
         settled = self._settled()
         if all(cell.key() in settled for cell in cells):
             return  # all have their times, and are there for others, which are not
-        changed = [cell for cell in cells if self._sources.has_changed(cell)]
-        for cell in changed:
-            self._keep_failure(not_this_source(cell))
-        cells = [cell for cell in cells if cell not in changed]
+        cells = self._of_this_source(cells)
         if not cells:
             return
         apart.close()
@@ -105,18 +102,17 @@ class Timekeeper:
         # Cells that ran out of memory together with others are tried without them.
         full = {key for key, fault in rounds.failed.items() if fault.status == "oom"} - settled
         too_many = [cell for cell in cells if cell.key() in full] if len(cells) > 1 else []
-        for cell, record in zip(cells, records_so_far(cells, self._report), strict=True):
-            fault = rounds.failed.get(cell.key())
-            if cell in too_many:
-                continue
-            if fault is not None:
-                self._fail(cell, fault.status, fault.message, rounds.started, seconds)
-            elif self._sources.has_changed(cell):
-                self._keep_failure(not_this_source(cell))
-            else:
-                self._keep(self._timed(record, rounds, seconds))
+        for record in records_so_far([cell for cell in cells if cell not in too_many], self._report):
+            self._keep_outcome(record, rounds, seconds)
         for fewer in [too_many] if len(too_many) < len(cells) else halves(cells, self._plan.axes):
             self._time(fewer)
+
+    def _of_this_source(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the cells whose network is still the one that the plan has, and keep the failure of all others."""
+        changed = [cell for cell in cells if self._sources.has_changed(cell)]
+        for cell in changed:
+            self._keep_failure(not_this_source(cell))
+        return [cell for cell in cells if cell not in changed]
 
     def _time_after_the_end(self, cells: list[Cell], ended: ProcessEnded) -> None:
         """Time cells whose process has ended: without the one that it was about, or, out of memory, fewer at a time."""
@@ -130,28 +126,31 @@ class Timekeeper:
             self._fail(culprit, ended.status, ended.message)
         self._time([cell for cell in cells if cell not in culprits])
 
-    def _timed(self, record: Record, rounds: GroupRounds, seconds: float) -> Record:
-        """The record of a cell that has had its turns.
+    def _keep_outcome(self, record: Record, rounds: GroupRounds, seconds: float) -> None:
+        """Keep the record of a cell whose rounds are over.
 
         Args:
             record: what is known of it so far, its turns included.
             rounds: the rounds in which it had them.
             seconds: the cell's part of the time that its process took.
         """
-        built, started = rounds.built.get(record.cell.key()), rounds.started
-        if record.time is None:
-            return self._ended(record, "error", "it had no turn", started, seconds)
-        # A drift moves all cells of a round alike, so that it does not touch their differences.
-        times = record.time
-        of_device = times.device_train_step_seconds, times.device_inference_seconds
-        seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine(), of_device=of_device)
-        noise = [name for name in seen if name == "spread"]
-        noise += [name for name in times.noise if name not in ("spread", "host-bound", "unsettled")]
-        noise += [name for name in seen if name == "host-bound"] + ([] if rounds.slopes_are_known else ["unsettled"])
-        notes = [] if built is None else built.notes
-        return self._ended(record, "ok", None, started, seconds).model_copy(
+        fault = rounds.failed.get(record.cell.key())
+        if fault is not None:
+            self._fail(record.cell, fault.status, fault.message, rounds.started, seconds)
+        elif self._sources.has_changed(record.cell):
+            self._keep_failure(not_this_source(record.cell))
+        elif record.time is None:
+            self._keep(self._ended(record, "error", "it had no turn", rounds.started, seconds))
+        else:
+            self._keep(self._timed(record, record.time, rounds, seconds))
+
+    def _timed(self, record: Record, times: TimeFigures, rounds: GroupRounds, seconds: float) -> Record:
+        """The record of a cell that has had turns, with these times."""
+        built = rounds.built.get(record.cell.key())
+        noise, notes = noise_in_turn(times, slopes_are_known=rounds.slopes_are_known), [] if built is None else built.notes
+        return self._ended(record, "ok", None, rounds.started, seconds).model_copy(
             update={
-                "time": record.time.model_copy(update={"noise": noise}),
+                "time": times.model_copy(update={"noise": noise}),
                 "data_source": record.data_source or (built.data_source if built else None),
                 "tf32": built.tf32 if built else record.tf32,
                 "notes": list(dict.fromkeys([*record.notes, *notes])),
@@ -191,3 +190,13 @@ class Timekeeper:
         if is_new:
             for observer in self._observers:
                 observer.finished(record)
+
+
+def noise_in_turn(times: TimeFigures, *, slopes_are_known: bool) -> list[str]:
+    """Reasons not to trust the times of a cell that took turns: names of `NOISES`, those of its rounds included."""
+    of_device = times.device_train_step_seconds, times.device_inference_seconds
+    # A drift moves all cells of a round alike, so that it does not touch their differences.
+    seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine(), of_device=of_device)
+    of_rounds = [name for name in times.noise if name not in ("spread", "host-bound", "unsettled")]
+    found = [*(["spread"] if "spread" in seen else []), *of_rounds, *(["host-bound"] if "host-bound" in seen else [])]
+    return found if slopes_are_known else [*found, "unsettled"]
