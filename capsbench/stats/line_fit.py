@@ -24,6 +24,7 @@ from capsbench.stats.bases import (
     declared_curve,
     declared_turns_curve,
     exact_curve,
+    near_inverse,
     timed_curve,
     times_fit,
     turns_curve,
@@ -250,7 +251,10 @@ def _found(points: Points, metric: Metric, kind: SeriesKind) -> LineFit:
         residuals = values - fit.intercept - fit.slope * blocks
         linear = bytes_are_linear(residuals, fit.deviation)
         bent = metric.repeats and not fit.exact and float(np.abs(residuals).max()) > kind.rounding
-        curve = exact_curve(blocks, values, kind.rounding, kind.curves_found(metric)) if bent else None
+        forms = kind.curves_found(metric)
+        curve = exact_curve(blocks, values, kind.rounding, forms) if bent else None
+        if curve is None and not linear and "inverse" in forms:
+            curve = near_inverse(points)
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
         curve = timed_curve(points) if kind.curves_found(metric) and not linear else None
