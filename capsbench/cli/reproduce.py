@@ -1,7 +1,7 @@
 """`capsbench reproduce`: the figures and tables of the paper by their names."""
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -24,6 +24,7 @@ from capsbench.cli.flags import (
 )
 from capsbench.cli.typed import require_command
 from capsbench.cli.types import FOLDER, NameList, OneOf, whole_number
+from capsbench.training.settings import Preprocessing, TrainingOptimizer
 
 SWEPT = {
     "figure3": "Measure memory and time over depth, on three data sets.",
@@ -71,7 +72,7 @@ _trained_options = together(
     cell_option("dataset", default=None, help="Data sets of the table; by default all."),
     click.option("--models", type=NameList(tuple(MODELS)), help="Models of the table; by default all."),
     cell_option("blocks", "depth", type=str, help="Depths of the table, in blocks; by default all."),
-    click.option("--optimizer", type=NameList(("adam", "ranger21")), help="Optimizers of the table; by default all."),
+    click.option("--optimizer", type=NameList(get_args(TrainingOptimizer)), help="Optimizers of the table; by default all."),
     cell_option("routing", default=None, help="Routing algorithms of the table; by default all."),
     click.option("--seeds", type=whole_number(1), default=3, help="Runs of each row."),
     click.option("--epochs", type=whole_number(1), help="Passes over the training set; by default the paper's."),
@@ -79,7 +80,7 @@ _trained_options = together(
     validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
     click.option(
         "--preprocess",
-        type=OneOf(["paper", "published"]),
+        type=OneOf(get_args(Preprocessing)),
         default="paper",
         help="Preparation of images: as in the paper, or in its code.",
     ),

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -27,9 +27,9 @@ from capsbench.cli.types import FOLDER, OneOf, Parsed, number, whole_number
 from capsbench.errors import ConfigurationError, Interrupted
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
 from capsbench.system.paths import anchored, new_folder, unless_empty
+from capsbench.training.settings import Preprocessing, TrainingOptimizer, TrainingSettings, differences
 
 if TYPE_CHECKING:
-    from capsbench.training import TrainingSettings
     from capsbench.training.distributed import Parallel
 
 RUNS = Path("runs")
@@ -68,7 +68,7 @@ _data_options = together(
     cell_option("dataset", single=True, help="Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
     click.option(
         "--preprocess",
-        type=OneOf(("paper", "published")),
+        type=OneOf(get_args(Preprocessing)),
         default="paper",
         help="Preparation of images: as in the paper, or in its code.",
     ),
@@ -86,7 +86,7 @@ _training_options = together(
     ),
     click.option(
         "--optimizer",
-        type=OneOf(("adam", "ranger21")),
+        type=OneOf(get_args(TrainingOptimizer)),
         default="adam",
         help="Ranger21 has a schedule of its own (pip install pytorch-optimizer).",
     ),
@@ -184,7 +184,7 @@ def _refuse_without_effect(given: dict[str, Any]) -> None:
         )
 
 
-def training_settings(given: dict[str, Any]) -> "TrainingSettings":
+def training_settings(given: dict[str, Any]) -> TrainingSettings:
     """The settings that the command's options ask for.
 
     Raises:
@@ -194,7 +194,6 @@ def training_settings(given: dict[str, Any]) -> "TrainingSettings":
     from capsbench.sweep.asked import Sweep
     from capsbench.sweep.machine import machine_options
     from capsbench.sweep.plan import expand
-    from capsbench.training import TrainingSettings
 
     gammas: tuple[float, ...] = given["gamma"]
     if len(gammas) not in (1, given["depth"]):
@@ -216,11 +215,10 @@ def training_settings(given: dict[str, Any]) -> "TrainingSettings":
     )
 
 
-def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:
+def _choose_folder(settings: TrainingSettings, out: Path | None, *, resume: bool, now: datetime) -> Path:
     """The folder of a run: `out`; or the newest unfinished run of these settings, to resume; or a new folder."""
     from capsbench.training.distributed import is_first
     from capsbench.training.loop import RESULT
-    from capsbench.training.settings import differences
     from capsbench.training.trainer import MAY_DIFFER, SETTINGS, read_settings
 
     if out is not None:

@@ -9,8 +9,8 @@ from capsbench.records import Configuration, Schema
 SETTINGS_VERSION = 1
 """Version of the format, raised whenever an older capsbench could not understand new settings."""
 
-TRAINING_OPTIMIZERS = ("adam", "ranger21")
-PREPROCESSINGS = ("paper", "published")
+TrainingOptimizer = Literal["adam", "ranger21"]
+Preprocessing = Literal["paper", "published"]
 
 
 class TrainingSettings(Schema):
@@ -22,7 +22,7 @@ class TrainingSettings(Schema):
     """The network, data set and device; the batch size is that of one step, over all processes."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training set (paper: 30 or 60)."""
-    optimizer: Literal["adam", "ranger21"] = "adam"
+    optimizer: TrainingOptimizer = "adam"
     """The optimizer (paper: Adam; tables 3 and 5: Ranger21 too)."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of the first epoch."""
@@ -32,7 +32,7 @@ class TrainingSettings(Schema):
     """Factor of the squared error of the reconstruction."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of weights, data order and crops. The choice of held-out images does not depend on it."""
-    preprocess: Literal["paper", "published"] = "paper"
+    preprocess: Preprocessing = "paper"
     """Way in which images become inputs (`capsbench.data.preprocess`)."""
     validation: float = Field(default=0.1, ge=0)
     """Part of the training set held out to choose the best epoch: a fraction, or from 1 on a number of images; 0 for none."""

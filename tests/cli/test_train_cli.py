@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from capsbench.training import TrainingSettings, load_checkpoint, load_network
 from capsbench.training.checkpoint import save_checkpoint
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.result import EpochFigures, Result
-from capsbench.training.settings import PREPROCESSINGS, TRAINING_OPTIMIZERS
+from capsbench.training.settings import Preprocessing, TrainingOptimizer
 from capsbench.workload import PRECISIONS
 from helpers import TESTS
 from helpers.commands import assert_refused, process_environment, subcommands, together, wait_for
@@ -79,8 +80,8 @@ def test_what_is_offered_is_what_there_is():
     assert choices["rule"] == RULES
     assert tuple(PRECISIONS) == choices["precision"]
     offered = {one.name: getattr(one.type, "choices", None) for one in subcommands()["train"].params}
-    assert tuple(offered["optimizer"]) == TRAINING_OPTIMIZERS
-    assert tuple(offered["preprocess"]) == PREPROCESSINGS
+    assert tuple(offered["optimizer"]) == get_args(TrainingOptimizer)
+    assert tuple(offered["preprocess"]) == get_args(Preprocessing)
     assert tuple(offered["dataset"]) == tuple(SPECS)
 
 
