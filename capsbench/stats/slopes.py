@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 
 from capsbench.axes import BASES, AxisForm, per_unit, term_unit
 from capsbench.errors import ConfigurationError
-from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, along
+from capsbench.frame import (
+    AXIS_COLUMN,
+    BASES_COLUMN,
+    CERTAINTY_COLUMN,
+    POSITION_COLUMN,
+    ROUNDS_COLUMN,
+    SAMPLE_COLUMNS,
+    SERIES_COLUMNS,
+    along,
+)
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
+from capsbench.records import Certainty
 from capsbench.stats.bases import (
     HALF_A_BYTE,
     Curve,
@@ -58,6 +68,8 @@ class LineFit:
     """The form that was declared, which the positions may be too few for; None if it was found."""
     misfit: float | None = None
     """Largest residual, in bytes or seconds, of a declared form that does not fit; None if it does."""
+    certainty: Certainty | None = None
+    """The least certainty of its values, if they were predicted."""
 
     @property
     def basis(self) -> Basis:
@@ -115,7 +127,26 @@ def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         cells: rows of the series that ended well, from `series_of`.
         metric: metric to fit.
     """
-    return _fit_in_turn(cells, metric) or _fit(_points(cells, metric), metric, _kind_of(cells))
+    found = _fit_in_turn(cells, metric) or _fit(_points(cells, metric), metric, _kind_of(cells))
+    return found and replace(found, certainty=least_certainty(cells, metric))
+
+
+def least_certainty(cells: pd.DataFrame, metric: Metric) -> Certainty | None:
+    """The least certainty of the values of a metric; None if all of them were measured.
+
+    Args:
+        cells: rows of records, those without a value included.
+        metric: metric of the values.
+    """
+    if CERTAINTY_COLUMN not in cells.columns:
+        return None
+    known = cells.loc[cells[metric.column].notna(), CERTAINTY_COLUMN]
+    found: list[Certainty] = [one[metric.column] for one in known if isinstance(one, Mapping) and metric.column in one]
+    return max(found, key=_CERTAINTIES.index, default=None)
+
+
+_CERTAINTIES: tuple[Certainty, ...] = ("exact", "modelled", "guessed")
+"""From the best one to the least."""
 
 
 def values_by_position(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:
@@ -312,6 +343,8 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         - `declared`, `misfit`: the basis that was declared for the axis (`1,n,n²`), and the largest residual from it in bytes or
           seconds where it does not fit; missing where the basis was found, or fits. The shape is another one where the positions
           are too few for it.
+        - `certainty`: the least certainty of the values, `exact`, `modelled` or `guessed`, if they were predicted; missing where
+          they were measured.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
@@ -330,6 +363,9 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
     in_turn = good[ROUNDS_COLUMN].map(bool).to_numpy() if ROUNDS_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
+    predicted = (
+        good[CERTAINTY_COLUMN].map(bool).to_numpy() if CERTAINTY_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
+    )
     turned: list[TurnFit | None] = []
     numbered = good[keys].assign(_place=np.arange(len(good)))
     for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
@@ -344,13 +380,14 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
             if found is not None:
                 turned.append(found.turns)
                 more = _numbers(found, metric, str(series[AXIS_COLUMN])) | {"noise": "" if metric.is_bytes else noise}
+                more["certainty"] = least_certainty(good.iloc[order], metric) if predicted[places].any() else None
                 rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(
         rows,
         columns=[
             *heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high", *_TERM, "declared",
-            "misfit",
+            "misfit", "certainty",
         ],
     )  # fmt: skip
     references = _references(table, keys)

@@ -41,7 +41,7 @@ from capsbench.stats.processes import (
     process_error,
     rounds_error,
 )
-from capsbench.stats.slopes import series_columns
+from capsbench.stats.slopes import least_certainty, series_columns
 from capsbench.stats.turn_times import CommonRounds, common_rounds
 
 _POSSIBLE = ("a position is a finite number above 0", "a number of blocks is finite, and 0 or above")
@@ -349,8 +349,9 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per series, metric and term: the series' columns, `metric`, `axes`, `unit` (`bytes per block and sample`), `value`,
-        `low`, `high` (95 %; equal to the value where every byte lies on the surface), `exact`, and `held_out_error`: the share by
-        which the cell farthest out is missed if it is predicted from all others. Empty for a sweep over one axis.
+        `low`, `high` (95 %; equal to the value where every byte lies on the surface), `exact`, `held_out_error`: the share by
+        which the cell farthest out is missed if it is predicted from all others, and `certainty`, as in `fitted_slopes`. Empty
+        for a sweep over one axis.
     """
     rows = []
     axes = axes_in(frame)
@@ -370,13 +371,16 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
                         "low": low,
                         "high": high,
                     }
-                    rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
+                    checks = {"exact": found[0].exact, "held_out_error": found[1]}
+                    rows.append(grid.series | row | checks | {"certainty": least_certainty(grid.cells, metric)})
     return _table(frame, rows, ["metric", "axes"])
 
 
 def _table(frame: pd.DataFrame, rows: Sequence[Mapping[str, object]], heads: Sequence[str]) -> pd.DataFrame:
     """A table of estimates, which has its columns even if it has no rows."""
-    return pd.DataFrame(rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error"])
+    return pd.DataFrame(
+        rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error", "certainty"]
+    )
 
 
 def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
@@ -388,9 +392,9 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
 
     Returns:
         A row per series and metric: the series' columns, `metric`, `unit`, `value`, `low`, `high` (95 % interval of one
-        measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` as in
-        `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of the
-        step may be its highest there: it is not `exact`, and its `high` is NaN.
+        measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` and `certainty`
+        as in `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of
+        the step may be its highest there: it is not `exact`, and its `high` is NaN.
 
     Raises:
         ConfigurationError: no axis is named, no record lies on one, all lie at one position of it, or a position is not a number
@@ -428,7 +432,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
                     "low": low,
                     "high": np.nan if from_below else high,
                 }
-                rows.append(grid.series | row | {"exact": found[0].exact and not from_below, "held_out_error": found[1]})
+                checks = {"exact": found[0].exact and not from_below, "held_out_error": found[1]}
+                rows.append(grid.series | row | checks | {"certainty": least_certainty(grid.cells, metric)})
     return _table(frame, rows, ["metric"])
 
 
