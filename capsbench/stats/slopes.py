@@ -146,7 +146,7 @@ def least_certainty(cells: pd.DataFrame, metric: Metric) -> Certainty | None:
 
 
 _CERTAINTIES: tuple[Certainty, ...] = ("exact", "modelled", "guessed")
-"""From the best one to the least."""
+"""Certainties, the best one first."""
 
 
 def values_by_position(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:

@@ -98,6 +98,9 @@ def _per(row: Mapping[Any, Any]) -> str:
 
 def _estimate(row: Mapping[Any, Any]) -> str:
     value, low, high, is_bytes = row["value"], row["low"], row["high"], METRICS[row["metric"]].is_bytes
+    if pd.isna(value):
+        most = "" if pd.isna(high) else f"at most {row_mark(row)}{quantity_text(high, is_bytes=is_bytes)}, "
+        return f"{most}not known: the fit falls below 0 there"
     if pd.isna(high) and not pd.isna(low):  # a peak outside the positions that were measured
         return f"at least {row_mark(row)}{slope_text(low, low, low, is_bytes=is_bytes)}"
     return row_mark(row) + slope_text(value, low, high, is_bytes=is_bytes)
