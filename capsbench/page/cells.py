@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import axis_title, axis_unit
+from capsbench.axes import axis_title, axis_unit, in_doubles
 from capsbench.colours import COLOURS
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
@@ -21,6 +21,7 @@ from capsbench.frame import (
     axes_in,
     lacking,
     plain,
+    positions,
 )
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of, value_in_words
@@ -30,6 +31,7 @@ from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
+from capsbench.stats.placed_times import placed_times
 from capsbench.stats.slopes import series_columns, values_by_position
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
@@ -240,16 +242,25 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
         data["along"] = all_series.along
     data |= {name: texts.numbers(frame[name]) for name in _TEXTS}
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
+    placed = placed_times(frame)
     for metric in TIME_METRICS.values():
         data[f"{metric.name}_taken"] = [len(getattr(record.time, metric.column)) if record.time else 0 for record in records]
-        intervals = [record.time and median_interval(getattr(record.time, metric.column)) for record in records]
+        intervals = [
+            (one.low, one.high) if one else record.time and median_interval(getattr(record.time, metric.column))
+            for one, record in zip(placed[metric.name], records, strict=True)
+        ]
         for end, name in enumerate(("low", "high")):
             data[f"{metric.name}_{name}"] = [interval and _short(interval[end]) for interval in intervals]
+        data[f"{metric.name}_placed"] = [one and _short(one.seconds) for one in placed[metric.name]]
     return data
 
 
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it."""
+    """Words and form of every axis, by its name.
+
+    Label of a chart's axis, noun before a position and unit; whether options have it, and whether charts place its doubles at
+    equal distances.
+    """
     return {
         axis: {
             "label": axis_label(axis),
@@ -258,6 +269,7 @@ def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "unit": axis_unit(axis),
             "over": over_text(axis),
             "option": axis in OPTIONS,
+            "doubles": in_doubles(axis, positions(frame, axis).dropna()),
         }
         for axis in axes_in(frame)
     }

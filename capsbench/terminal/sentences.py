@@ -10,7 +10,7 @@ from capsbench.records import Configuration, Record
 from capsbench.stats.slopes import by_series
 from capsbench.words.along import places_text
 from capsbench.words.cost_sentence import cost_pieces, cost_words, named_memory
-from capsbench.words.slopes_in_words import Row
+from capsbench.words.slopes_in_words import Row, row_shape
 
 
 def cost_sentences(table: pd.DataFrame, most: int = 4) -> list[str]:
@@ -51,7 +51,7 @@ def _where(cells: Sequence[Configuration], axes: Sequence[str]) -> str:
 
 
 def _memory_slope(by_metric: Mapping[str, Row]) -> float:
-    name = named_memory(by_metric)
+    name = named_memory({name: row_shape(row) for name, row in by_metric.items()})
     return 0.0 if name is None else float(by_metric[name]["slope"])
 
 
