@@ -27,6 +27,9 @@ AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN = "axes", "positions", "settings_
 BASES_COLUMN = "bases"
 """Column of the declared forms of costs over axes, by the axis's name (`capsbench.axes.AxisForm`)."""
 
+CERTAINTY_COLUMN = "certainty"
+"""Column of the certainty of each figure of a predicted record, by the figure's name; missing for measured ones."""
+
 AXIS_COLUMN, POSITION_COLUMN = "axis", "position"
 """Columns that `along` adds: the name of the axis, and where a cell lies on it."""
 
@@ -62,6 +65,7 @@ def to_frame(
     - `axes`: names of what the report varies, such as `("blocks",)` or `("length", "batch_size")`.
     - `positions`: where the cell lies on each axis that its network has, by the axis's name.
     - `bases`: declared forms of costs over axes, by the axis's name; empty where the basis is to be found.
+    - `certainty`: the certainty of each figure of a predicted record, by its name; missing for measured ones.
     - `settings`, `settings_by_name`: settings of a case as one text, and as a dictionary; missing for other networks.
 
     - `noise`: names of the disturbances of the times, joined by commas; empty if there were none, or nothing was timed.
@@ -93,7 +97,7 @@ def to_frame(
         GROWING_AXIS_COLUMN,
         "notes",
     ]
-    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN, BASES_COLUMN]
+    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN, BASES_COLUMN, CERTAINTY_COLUMN]
     named = zip(records, repeat(("blocks",)) if axes is None else axes, repeat({}) if bases is None else bases, strict=False)
     rows = [
         _row(report, record) | {AXES_COLUMN: tuple(names), BASES_COLUMN: dict(forms)} for (report, record), names, forms in named
@@ -124,6 +128,7 @@ def _row(report: str, record: Record) -> dict[str, object]:
     row |= {POSITIONS_COLUMN: _positions(record.cell.configuration)}
     if record.memory is not None:
         row |= {"probe": record.memory.probe} | {name: getattr(record.memory, name) for name in MEMORY_COLUMNS}
+        row[CERTAINTY_COLUMN] = record.memory.certainty
     if record.time is not None:
         row |= {name: median(samples) for name in TIME_COLUMNS if (samples := getattr(record.time, name))}
         row |= {column: tuple(getattr(record.time, name)) for name, column in SAMPLE_COLUMNS.items()}

@@ -26,7 +26,7 @@ from capsbench.stats.line_fit import LineFit, fit_line, values_by_position
 from capsbench.stats.metrics import Metric
 from capsbench.words.along import axis_label
 from capsbench.words.labels import Names, Series, model_title
-from capsbench.words.slopes_in_words import within_text
+from capsbench.words.slopes_in_words import inexact_mark, within_text
 from capsbench.words.units import quantity_text, slope_text
 
 Per = Literal["step", "epoch"]
@@ -213,12 +213,15 @@ def _fit_text(fit: LineFit, metric: Metric, factor: float, axis: str) -> str:
     if fit.shape == "not a line":
         return fit.shape
     slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
+    mark = inexact_mark(fit.certainty)
     if fit.shape == "no change measurable":
-        return f"{fit.shape} {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)} {per_unit(axis)}"
+        return f"{mark}{fit.shape} {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)} {per_unit(axis)}"
     if fit.curve is not None:
-        return _curve_text(fit.curve, metric, factor, axis) + _off_text(fit, metric, factor)
+        return mark + _curve_text(fit.curve, metric, factor, axis) + _off_text(fit, metric, factor)
     alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
-    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)} {per_unit(axis)}{alone}{_off_text(fit, metric, factor)}"
+    return (
+        f"{mark}{slope_text(slope, low, high, is_bytes=metric.is_bytes)} {per_unit(axis)}{alone}{_off_text(fit, metric, factor)}"
+    )
 
 
 def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:

@@ -365,6 +365,7 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "points": row["points"],
         "shape": row_shape(row),
         "noise": row["noise"],
+        "certainty": plain(row.get("certainty")) or "",
         "text": row_slope(row),
         "remarks": ", ".join(filter(None, [*row_remarks(row), row_basis(row)])),
         "basis": row_basis(row),

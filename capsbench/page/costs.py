@@ -12,7 +12,7 @@ from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.words.along import places_text
-from capsbench.words.slopes_in_words import NOISY
+from capsbench.words.slopes_in_words import INEXACT_NOTE, NOISY, inexact_mark
 from capsbench.words.units import quantity_text
 
 _SHOWN = ("retained", "peak", "train", "inference")
@@ -102,15 +102,17 @@ def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart:
     remarks += ["no interval"] if fit["slope_low"] is None and not metric.repeats else []
     remarks += [fit["declared"]] if fit["declared"] else []
     if shape == "no change measurable":
-        return Cost("", (shape, text.removeprefix(shape).strip()), "", ", ".join(remarks), chart)
+        unchanged, _, bound = text.partition(shape)
+        return Cost("", (unchanged + shape, bound.strip()), "", ", ".join(remarks), chart)
     return Cost(text, (), f"× {fit['ratioText']}" if fit["ratioText"] else "", ", ".join(remarks), chart)
 
 
 def notes_on(page_series: Iterable[Mapping[str, Any]]) -> str:
-    """A sentence on each sign of the table that the costs of these series have: `×` and `~`."""
+    """A sentence on each sign of the table that the costs of these series have: `×`, `≈` and `~`."""
     fits = [fit for series in page_series for name, fit in series["fits"].items() if name in _SHOWN]
     noise = dict.fromkeys(name for fit in fits if fit["noise"] for name in fit["noise"].split(","))
     notes = ["× is the ratio to ResCapsNet’s slope."] if any(fit["ratioText"] for fit in fits) else []
+    notes += [f"{INEXACT_NOTE}."] if any(inexact_mark(fit["certainty"]) for fit in fits) else []
     return " ".join([*notes, *([f"{NOISY} noisy: {', '.join(noise)}."] if noise else [])])
 
 

@@ -63,7 +63,7 @@ class SlopesFrame(pd.DataFrame):
 
 _NEEDED = (
     "axis", "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "shape", "noise", "ratio_to_rescapsnet",
-    "ratio_low", "ratio_high", "basis", "rest_low", "term", "term_low", "term_high", "declared", "misfit",
+    "ratio_low", "ratio_high", "basis", "rest_low", "term", "term_low", "term_high", "declared", "misfit", "certainty",
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from capsbench.axes import AxisForm
 from capsbench.errors import ConfigurationError
-from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, POSITION_COLUMN, SAMPLE_COLUMNS
+from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, CERTAINTY_COLUMN, POSITION_COLUMN, SAMPLE_COLUMNS
+from capsbench.records import Certainty
 from capsbench.stats.bases import (
     HALF_A_BYTE,
     Curve,
@@ -62,6 +63,8 @@ class LineFit:
     """The form that was declared, which the positions may be too few for; None if it was found."""
     misfit: float | None = None
     """Largest residual, in bytes or seconds, of a declared form that does not fit; None if it does."""
+    certainty: Certainty | None = None
+    """The least certainty of its values, if they were predicted."""
 
     @property
     def basis(self) -> Basis:
@@ -128,7 +131,26 @@ def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         cells: rows of the series that ended well, from `series_of`.
         metric: metric to fit.
     """
-    return fit_in_turn(cells, metric) or fit_points(points_of(cells, metric), metric, SeriesKind.of_rows(cells))
+    found = fit_in_turn(cells, metric) or fit_points(points_of(cells, metric), metric, SeriesKind.of_rows(cells))
+    return found and replace(found, certainty=least_certainty(cells, metric))
+
+
+def least_certainty(cells: pd.DataFrame, metric: Metric) -> Certainty | None:
+    """The least certainty of the values of a metric; None if all of them were measured.
+
+    Args:
+        cells: rows of records, those without a value included.
+        metric: metric of the values.
+    """
+    if CERTAINTY_COLUMN not in cells.columns:
+        return None
+    known = cells.loc[cells[metric.column].notna(), CERTAINTY_COLUMN]
+    found: list[Certainty] = [one[metric.column] for one in known if isinstance(one, Mapping) and metric.column in one]
+    return max(found, key=_CERTAINTIES.index, default=None)
+
+
+_CERTAINTIES: tuple[Certainty, ...] = ("exact", "modelled", "guessed")
+"""Certainties, the best one first."""
 
 
 def values_by_position(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from capsbench.axes import BASES, per_unit, term_unit
-from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SERIES_COLUMNS, along
+from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, CERTAINTY_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SERIES_COLUMNS, along
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
 from capsbench.stats.bases import Curve
 from capsbench.stats.intervals import ratio_interval
-from capsbench.stats.line_fit import LineFit, SeriesKind, fit_in_turn, fit_points, points_at, points_of
+from capsbench.stats.line_fit import LineFit, SeriesKind, fit_in_turn, fit_points, least_certainty, points_at, points_of
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.turn_times import TurnFit, turns_ratio_interval
 
@@ -71,6 +71,8 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         - `declared`, `misfit`: the basis that was declared for the axis (`1,n,n²`), and the largest residual from it in bytes or
           seconds where it does not fit; missing where the basis was found, or fits. The shape is another one where the positions
           are too few for it.
+        - `certainty`: the least certainty of the values, `exact`, `modelled` or `guessed`, if they were predicted; missing where
+          they were measured.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
@@ -89,6 +91,9 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
     columns = {metric.name: points_of(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
     in_turn = good[ROUNDS_COLUMN].map(bool).to_numpy() if ROUNDS_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
+    predicted = (
+        good[CERTAINTY_COLUMN].map(bool).to_numpy() if CERTAINTY_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
+    )
     turned: list[TurnFit | None] = []
     numbered = good[keys].assign(_place=np.arange(len(good)))
     for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
@@ -103,13 +108,14 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
             if found is not None:
                 turned.append(found.turns)
                 more = _numbers(found, metric, str(series[AXIS_COLUMN])) | {"noise": "" if metric.is_bytes else noise}
+                more["certainty"] = least_certainty(good.iloc[order], metric) if predicted[places].any() else None
                 rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(
         rows,
         columns=[
             *heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high", *_TERM, "declared",
-            "misfit",
+            "misfit", "certainty",
         ],
     )  # fmt: skip
     references = _references(table, keys)

@@ -29,6 +29,7 @@ from capsbench.errors import ConfigurationError, suggesting
 from capsbench.frame import BASES_COLUMN, axes_in, positions, without_axis
 from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, forms_of, least_squares
 from capsbench.stats.intervals import Floats, Interval, StandardError, StandardErrors, half_width
+from capsbench.stats.line_fit import least_certainty
 from capsbench.stats.linearity import BENT_BY_CHANCE, ROUNDING_BYTES
 from capsbench.stats.median import CONFIDENCE
 from capsbench.stats.metrics import METRICS, Metric
@@ -349,8 +350,9 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per series, metric and term: the series' columns, `metric`, `axes`, `unit` (`bytes per block and sample`), `value`,
-        `low`, `high` (95 %; equal to the value where every byte lies on the surface), `exact`, and `held_out_error`: the share by
-        which the cell farthest out is missed if it is predicted from all others. Empty for a sweep over one axis.
+        `low`, `high` (95 %; equal to the value where every byte lies on the surface), `exact`, `held_out_error`: the share by
+        which the cell farthest out is missed if it is predicted from all others, and `certainty`, as in `fitted_slopes`. Empty
+        for a sweep over one axis.
     """
     rows = []
     axes = axes_in(frame)
@@ -370,13 +372,16 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
                         "low": low,
                         "high": high,
                     }
-                    rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
+                    checks = {"exact": found[0].exact, "held_out_error": found[1]}
+                    rows.append(grid.series | row | checks | {"certainty": least_certainty(grid.cells, metric)})
     return _table(frame, rows, ["metric", "axes"])
 
 
 def _table(frame: pd.DataFrame, rows: Sequence[Mapping[str, object]], heads: Sequence[str]) -> pd.DataFrame:
     """A table of estimates, which has its columns even if it has no rows."""
-    return pd.DataFrame(rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error"])
+    return pd.DataFrame(
+        rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error", "certainty"]
+    )
 
 
 def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
@@ -388,9 +393,10 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
 
     Returns:
         A row per series and metric: the series' columns, `metric`, `unit`, `value`, `low`, `high` (95 % interval of one
-        measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` as in
-        `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of the
-        step may be its highest there: it is not `exact`, and its `high` is NaN.
+        measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` and `certainty`
+        as in `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of
+        the step may be its highest there: it is not `exact`, and its `high` is NaN. No cost is below 0: intervals end there, and
+        where the surface itself falls below 0, `value` is NaN, and so is `high` unless the end of the interval is above 0.
 
     Raises:
         ConfigurationError: no axis is named, no record lies on one, all lie at one position of it, or a position is not a number
@@ -418,8 +424,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
         for metric in METRICS.values():
             found = _surface(grid, metric, axes)
             if found is not None:
-                value, ends = found[0].at(place)
-                low, high = ends or (np.nan, np.nan)
+                estimate = found[0].at(place)
+                value, low, high = _possible(estimate)
                 from_below = metric.is_highest and not _is_among(place, grid, metric)
                 row = {
                     "metric": metric.name,
@@ -428,8 +434,17 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
                     "low": low,
                     "high": np.nan if from_below else high,
                 }
-                rows.append(grid.series | row | {"exact": found[0].exact and not from_below, "held_out_error": found[1]})
+                exact = found[0].exact and not from_below and estimate.value >= 0
+                checks = {"exact": exact, "held_out_error": found[1]}
+                rows.append(grid.series | row | checks | {"certainty": least_certainty(grid.cells, metric)})
     return _table(frame, rows, ["metric"])
+
+
+def _possible(estimate: PointEstimate) -> tuple[float, float, float]:
+    """The value of an estimate and the ends of its interval, without what no cost is: a number below 0."""
+    low, high = estimate.interval or (np.nan, np.nan)
+    value = estimate.value if estimate.value >= 0 else np.nan
+    return value, np.nan if np.isnan(low) else max(low, 0.0), high if high >= 0 else np.nan
 
 
 def _is_among(place: Sequence[float], grid: _Grid, metric: Metric) -> bool:

@@ -15,7 +15,16 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import SHOWN
 from capsbench.words.latex import latex_text
-from capsbench.words.slopes_in_words import Row, column_unit, is_reference, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import (
+    INEXACT_NOTE,
+    Row,
+    column_unit,
+    is_reference,
+    row_mark,
+    row_remarks,
+    row_shape,
+    row_slope,
+)
 from capsbench.words.units import number_with, range_text, ratio_parts, slope_number
 
 _UNKNOWN = r"\textit{n.s.}"
@@ -26,12 +35,13 @@ class _Marks:
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
-        self._has_unknown = False
+        self._has_unknown = self._has_inexact = False
 
     def letters(self, row: Row) -> str:
         """The marks of a row's remarks; those of a slope that is not measurable are its noise alone."""
         unknown = row_shape(row) == "no change measurable"
         self._has_unknown |= unknown
+        self._has_inexact |= bool(row_mark(row))
         remarks = [] if unknown else row_remarks(row)
         remarks += [f"noisy: {', '.join(row['noise'].split(','))}"] if row["noise"] else []
         letters = [self._letters.setdefault(remark, _letter(len(self._letters))) for remark in remarks]
@@ -40,7 +50,8 @@ class _Marks:
     def legend(self) -> list[str]:
         """A comment for each sign and letter that was used."""
         unknown = ["% n.s.: no change measurable within the bound that follows it"] * self._has_unknown
-        return [*unknown, *(f"% {letter}: {remark}" for remark, letter in self._letters.items())]
+        inexact = [f"% {INEXACT_NOTE}"] * self._has_inexact
+        return [*unknown, *inexact, *(f"% {letter}: {remark}" for remark, letter in self._letters.items())]
 
 
 def slopes_latex(table: pd.DataFrame) -> str:
@@ -103,12 +114,12 @@ class _Column:
 
     def _slope(self, row: Row) -> str:
         size, _, decimals = self._unit
-        low, high = row["slope_low"], row["slope_high"]
+        low, high, mark = row["slope_low"], row["slope_high"], latex_text(row_mark(row))
         if row_shape(row) in CURVES:
             return latex_text(row_slope(row))
         if row_shape(row) == "no change measurable":
-            return rf"{_UNKNOWN} ($\pm${number_with(max(abs(low), abs(high)) / size, decimals)})"
-        return latex_text(slope_number(row["slope"], low, high, is_bytes=self._is_bytes, unit=self._unit))
+            return rf"{mark}{_UNKNOWN} ($\pm${number_with(max(abs(low), abs(high)) / size, decimals)})"
+        return mark + latex_text(slope_number(row["slope"], low, high, is_bytes=self._is_bytes, unit=self._unit))
 
 
 def _ratio(row: Row) -> str:

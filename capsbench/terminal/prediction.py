@@ -12,14 +12,13 @@ from capsbench.typed_values import is_number
 from capsbench.words.along import number_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
+from capsbench.words.slopes_in_words import INEXACT, inexact_mark
 from capsbench.words.units import bytes_text, common_unit, quantity_text
 
 _COLUMNS = {METRICS[name].head: METRICS[name].column for name in ("retained", "peak", "reserved", "process")}
 """Columns of memory in a table, with the field of each."""
 CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
 """Error of predicted peaks against measured ones, which the tests hold over networks of many kinds."""
-_INEXACT = "≈ "
-"""Mark of every figure that is not exact."""
 
 
 def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks",)) -> NamedRows:
@@ -49,10 +48,10 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
         cells = []
         for figure in shown.values():
             value = getattr(memory, figure)
-            mark = "" if (certainty or {}).get(figure, "exact") == "exact" else _INEXACT
+            mark = inexact_mark((certainty or {}).get(figure))
             cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[figure]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        step = "-" if seconds is None else _INEXACT + quantity_text(seconds, is_bytes=False, unit=of_step)
+        step = "-" if seconds is None else INEXACT + quantity_text(seconds, is_bytes=False, unit=of_step)
         out.add(name, [*at, *cells, step])
     return out
 

@@ -20,9 +20,11 @@ from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import (
+    INEXACT_NOTE,
     NOISY,
     basis_note,
     column_unit,
+    row_mark,
     row_ratio,
     row_remarks,
     row_shape,
@@ -57,7 +59,9 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     groups = list(by_series(table))
     further = 0 if most is None else max(0, len(groups) - most)
     more = [f"and {further} more line{'' if further == 1 else 's'}"] * bool(further)
-    footnote = _footnote(table, *more, basis_note(table[table["metric"].isin(shown)]))
+    own = table[table["metric"].isin(shown)]
+    marked = any(row_mark(row) for row in own.to_dict("records"))
+    footnote = _footnote(table, *more, basis_note(own), INEXACT_NOTE if marked else "")
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
     if datasets:
@@ -94,13 +98,18 @@ def _per(row: Mapping[Any, Any]) -> str:
 
 def _estimate(row: Mapping[Any, Any]) -> str:
     value, low, high, is_bytes = row["value"], row["low"], row["high"], METRICS[row["metric"]].is_bytes
+    if pd.isna(value):
+        most = "" if pd.isna(high) else f"at most {row_mark(row)}{quantity_text(high, is_bytes=is_bytes)}, "
+        return f"{most}not known: the fit falls below 0 there"
     if pd.isna(high) and not pd.isna(low):  # a peak outside the positions that were measured
-        return f"at least {slope_text(low, low, low, is_bytes=is_bytes)}"
-    return slope_text(value, low, high, is_bytes=is_bytes)
+        return f"at least {row_mark(row)}{slope_text(low, low, low, is_bytes=is_bytes)}"
+    return row_mark(row) + slope_text(value, low, high, is_bytes=is_bytes)
 
 
 def _filled(out: Table, table: pd.DataFrame, head: str, texts: Sequence[str]) -> Table:
     """A table with a row per series and metric, and the check by the cell that was left out."""
+    if any(row_mark(row) for row in table.to_dict("records")):
+        out.caption, out.caption_justify = INEXACT_NOTE, "left"
     for name in ("model", "quantity", head, "farthest cell, if left out"):
         out.add_column(name, overflow="fold")
     names = Names(series for series, _ in by_series(table))
@@ -237,7 +246,7 @@ def _slope_cell(row: pd.Series | None, unit: Unit) -> str:
     shape, noisy = row_shape(row), NOISY if row["noise"] else ""
     if shape == "no change measurable":
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
-        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"
+        return f"{row_mark(row)}{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"
     below = row_remarks(row)
     if shape == "line" and row_ratio(row):
         below.append(f"× {ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capsbench.tracing.storages import dense_parts
 from capsbench.tracing.trace import Category, Trace
 
 _NO_BLOCK = -1
@@ -67,7 +68,7 @@ class Blocks:
 
     def blocks_of(self, tensors: Iterable[Tensor]) -> list[int]:
         """The blocks behind tensors; none for those that were made outside."""
-        keys = [tensor.untyped_storage()._cdata for tensor in tensors]
+        keys = [tensor.untyped_storage()._cdata for tensor in dense_parts(tensors)]
         return [self._known[key][1] for key in keys if key in self._known]
 
     def made_since(self, first: int) -> list[int]:

@@ -32,6 +32,7 @@ from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composit
 from capsbench.tracing.outputs import output
 from capsbench.tracing.packed import PACK, UNKNOWN_LENGTHS, batch_sizes, packed_data, unpacking
 from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
+from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
     deep_copies,
     initial_values,
@@ -137,6 +138,7 @@ class Follow(Operators):
         """Operators that would take scratch memory, each once."""
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch and kind == "cpu"
+        self._sparse = SparseTensors(self.values, self.unsure)
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._evaluated_again = set[int]()
@@ -231,7 +233,14 @@ class Follow(Operators):
                 return call.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *given.args, **given.kwargs)
         if call.packet is PACK:
             return self._packed(*call.args)
-        return self._made(call)
+        return self._with_sparse(call) if self._sparse.has(call) else self._made(call)
+
+    def _with_sparse(self, call: Call) -> Any:
+        """Run an operator on sparse tensors, whose parts are followed."""
+        out, nbytes = self._sparse.run(call, self.blocks.follow)
+        if nbytes and self._try_scratch:
+            self.blocks.free(self.blocks.add(nbytes), nbytes)
+        return out
 
     def _expect_number(self, call: Call) -> None:
         """Make room in the log of memory for a number that the node of this operator may keep."""
@@ -397,6 +406,8 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if self.kind == "cpu":
             nbytes = collective_bytes(call) or nbytes
+        if self.kind == "cpu" and Trait.INDEXES in call.traits:
+            nbytes = (nbytes or 0) + sum(self.values.chosen_bytes(one) for one in call.args[1])
         # With gradients autograd may keep the number of a product or a quotient, which `follow_numbers` finds.
         if self.kind == "cpu" and not (call.packet in _KEEP_NUMBERS and any(one.requires_grad for one in call.tensors)):
             nbytes = max(nbytes or 0, numbers_bytes(call))

@@ -59,6 +59,10 @@ class Values:
             chosen = known.nonzero().unbind(1)
         return [self.stand_in(one, index.device) for one in chosen]
 
+    def chosen_bytes(self, index: Tensor | None) -> int:
+        """Bytes of the indices of the elements that a known mask chooses, which a kernel holds while it runs."""
+        return sum(one.nbytes for one in self.indices(index) if one is not index and one is not None)
+
     def computed(self, call: Call) -> Any:
         """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise.
 

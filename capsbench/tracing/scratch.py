@@ -96,11 +96,13 @@ def scratch_bytes(call: Call) -> int | None:
 def numbers_bytes(call: Call) -> int:
     """Bytes of the tensors that torch makes of numbers in place of tensors: one of 8 bytes, and one of the type of the others."""
     given = zip(call.func._schema.arguments, call.args, strict=False)
-    made_tensors = call.packet in _MAKE_TENSORS
+    made_tensors = call.packet in _MAKE_TENSORS or (call.packet in _OF_SCALARS and call.func._overloadname == "Scalar")
     numbers: list[int | float] = [
         one
         for argument, one in given
-        if isinstance(one, int | float) and (made_tensors or isinstance(argument.type, torch.TensorType))
+        if isinstance(one, int | float)
+        and argument.name != "alpha"
+        and (made_tensors or isinstance(argument.type, torch.TensorType))
     ]
     if call.packet is torch.ops.aten.mean:
         numbers = [call.tensors[0].numel()]  # by which it divides the sum
@@ -120,6 +122,8 @@ _MAKE_TENSORS = {
     )
 }  # fmt: skip
 """Operators that make a tensor of a number although they are given it as one."""
+_OF_SCALARS = {getattr(torch.ops.aten, name) for name in ("add", "sub", "mul", "div")}
+"""Operators that make a tensor of a number if derivatives give them one; Python gives it in place of a tensor."""
 _ONE_BY_ONE = {getattr(torch.ops.aten, f"_foreach_{name}{place}") for name in ("add", "sub", "mul", "div") for place in ("", "_")}
 """Operators on lists, which a CPU computes tensor by tensor, with a tensor of the number of each."""
 
@@ -130,7 +134,7 @@ _HELD_AS = {float: torch.float64, int: torch.int64, bool: torch.bool}
 def _tried(call: Call) -> int | None:
     if _bytes_of(call.args) > _MOST_BYTES or (call.packet in _ENLARGING and _returned_bytes(call) > _MOST_BYTES):
         return None
-    real = call.changed(_share if call.packet in _OF_SHARES else _real)
+    real = call.changed(_share if call.packet in _OF_SHARES else real_like)
     real.run()  # a library's lasting buffers are made once, and are no scratch
     log = counting.Log()
     out = real.run()
@@ -148,7 +152,7 @@ def returned(call: Call) -> list[Layout | None] | None:
         _RETURNED[key] = None
         if _bytes_of(call.args) <= _MOST_BYTES:
             with unset_fake_temporarily():
-                out = call.changed(_real).run()
+                out = call.changed(real_like).run()
             _RETURNED[key] = [layout(one) if isinstance(one, Tensor) else None for one in out]
     return _RETURNED[key]
 
@@ -158,7 +162,7 @@ def run_on_host(call: Call) -> tuple[Call, Any] | None:
     if _bytes_of(call.args) > _MOST_BYTES:
         return None
     with unset_fake_temporarily(), torch.no_grad():
-        given = call.changed(lambda one: torch.device("cpu") if isinstance(one, torch.device) else _real(one))
+        given = call.changed(lambda one: torch.device("cpu") if isinstance(one, torch.device) else real_like(one))
         for one in given.tensors:
             one.zero_()
         return given, given.run()
@@ -185,11 +189,12 @@ def _bytes_of(args: Any) -> int:
 
 def _share(one: Any) -> Any:
     """A real tensor of numbers from 0 to 1 for one on shapes."""
-    made = _real(one)
+    made = real_like(one)
     return made.uniform_() if isinstance(made, Tensor) and made.dtype.is_floating_point else made
 
 
-def _real(one: Any) -> Any:
+def real_like(one: Any) -> Any:
+    """A real tensor for one on shapes; anything else is returned as it is."""
     if not isinstance(one, Tensor):
         return one
     size = sum((side - 1) * stride for side, stride in zip(one.shape, one.stride(), strict=True)) + 1 if one.numel() else 0

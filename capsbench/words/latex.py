@@ -5,7 +5,7 @@ import re
 LATEX_SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--",
-    "γ": r"$\gamma$", "µ": r"\textmu{}", "√": r"$\surd$", "²": r"$^2$",
+    "γ": r"$\gamma$", "µ": r"\textmu{}", "√": r"$\surd$", "²": r"$^2$", "≈": r"$\approx$",
 }  # fmt: skip
 """Signs that LaTeX reads as commands, or lacks."""
 

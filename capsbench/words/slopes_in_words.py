@@ -19,12 +19,25 @@ Row = Mapping[Any, Any] | pd.Series
 
 NOISY = "~"
 """Sign after a time that something disturbed."""
+INEXACT = "≈ "
+"""Mark before every predicted figure that is not exact, and before every slope of such figures."""
+INEXACT_NOTE = "≈ marks what follows from predicted figures that are not exact"
 
 
 def row_shape(row: Row) -> Shape:
     """Shape of the values behind a slope."""
     shape: Shape = row["shape"]
     return shape
+
+
+def inexact_mark(certainty: object) -> str:
+    """The mark before a figure of this certainty: empty for an exact one and for a measured one, which has none."""
+    return INEXACT if certainty in ("modelled", "guessed") else ""
+
+
+def row_mark(row: Row) -> str:
+    """The mark before the slope of a row, or before another estimate in it."""
+    return inexact_mark(row.get("certainty"))
 
 
 def within_text(reach: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
@@ -61,11 +74,15 @@ def column_unit(rows: Iterable[Row]) -> Unit:
 
 
 def row_slope(row: Row, unit: Unit | None = None) -> str:
-    """The slope of a row in words, without its unit; a curve has both: `12.30 KiB per token and 48 B per pair of tokens`."""
+    """The slope of a row in words, without its unit; a curve has both: `12.30 KiB per token and 48 B per pair of tokens`.
+
+    A slope of predicted figures that are not exact is marked: `≈ 8.00 KiB`.
+    """
     is_bytes = METRICS[row["metric"]].is_bytes
     if row_shape(row) in CURVES:
-        return curve_in_words(row, is_bytes=is_bytes)
-    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes, unit=unit)
+        return row_mark(row) + curve_in_words(row, is_bytes=is_bytes)
+    text = slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes, unit=unit)
+    return row_mark(row) + text
 
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:

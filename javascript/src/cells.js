@@ -181,6 +181,7 @@ export function startSlopes() {
     also: [
       ...(hasRatio ? [] : [["ratio_to_rescapsnet", ({ fit }) => fit.ratio_to_rescapsnet]]),
       ["unit", ({ metric, fit }) => `${metric.bytes ? "bytes" : "seconds"} per ${fit.per}`],
+      ["certainty", ({ fit }) => fit.certainty],
       ...numbers.map((name) => [name, ({ fit }) => fit[name]]),
     ],
   });

@@ -1,14 +1,17 @@
 """Costs over a grid: the term that two axes share, and predictions of other points."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from capsbench.errors import ConfigurationError
 from capsbench.stats.surface import errors_of_turns, fit_surface, relative_to_each_other
 from capsbench.stats.turn_times import CommonRounds
+from capsbench.terminal.tables import estimates_table
 from helpers.made import make_grid_in_turn, make_varied
 
 
@@ -49,6 +52,39 @@ def test_a_peak_is_known_from_below_where_nothing_was_measured(at, inside):
     assert (peak["value"], peak["low"], peak["exact"]) == (expected, expected, inside)
     assert (peak["high"] == expected) if inside else np.isnan(peak["high"])
     assert rows.loc["retained", ["high", "exact"]].tolist() == [bilinear(place), True]
+
+
+def falling(at):
+    return 100_000 - 50 * at["blocks"] * at["batch_size"]
+
+
+def test_bytes_below_zero_are_not_known():
+    report = make_varied(falling, **GRID)
+    inside = report.at(blocks=4, batch_size=16).set_index("metric").loc["retained"]
+    assert (inside["value"], inside["exact"]) == (96_800, True)
+    far = {"blocks": 100, "batch_size": 256}
+    table = report.at(**far)
+    retained, peak, train = (table.set_index("metric").loc[name] for name in ("retained", "peak", "train"))
+    for row in (retained, train):
+        assert np.isnan(row["value"])
+        assert np.isnan(row["high"])
+        assert row["low"] == 0
+        assert not row["exact"]
+    # 4 MiB that are always there are more than what falls.
+    assert peak["value"] == 4 * 2**20 + 2 * falling(far)
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(estimates_table(table, far))
+    lines = [line for line in console.export_text().splitlines() if "retained" in line]
+    assert "not known: the fit falls below 0 there" in " ".join(lines[0].split())
+
+
+def test_an_interval_ends_where_nothing_costs_less():
+    random = np.random.default_rng(0)
+    report = make_varied(falling, lambda at: (100 - at["blocks"]) * np.exp(0.05 * random.standard_normal()), **GRID)
+    low, value, high = (
+        report.at(blocks=95, batch_size=8).set_index("metric").loc["train", name] for name in ("low", "value", "high")
+    )
+    assert low == 0 < value < high
 
 
 def test_a_byte_too_many_is_not_exact_and_shows_in_the_cell_left_out():

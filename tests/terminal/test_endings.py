@@ -1,5 +1,6 @@
 """The ends of commands: costs in sentences, files on one line, a page in a browser, tables for LaTeX, one unit in a column."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,17 +10,19 @@ from rich.console import Console
 from capsbench.cli.output import console_of, files_line, no_slopes
 from capsbench.cli.sweeps import _conclude
 from capsbench.figures.legends import legend_text
+from capsbench.page import page_html
 from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
 from capsbench.terminal.prediction import certainty_note, predictions_table
 from capsbench.terminal.sentences import cost_sentences, fault_sentences
-from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
 from capsbench.words.cost_sentence import named_memory
-from capsbench.words.slopes_in_words import row_cost
+from capsbench.words.latex import latex_text
+from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost
 from capsbench.words.units import common_unit, duration_range, quantity_text
-from helpers.made import MIB, make_frame, make_record, make_turns
+from helpers.made import MIB, make_frame, make_record, make_turns, make_varied
 
 DEPTHS = (1, 2, 3, 4)
 
@@ -317,6 +320,68 @@ def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():
     doubtful = predicted("cpu:predicted", **(sure | {"retained_bytes": "guessed"}))
     assert "≈ retained: a guess where a note gives the reason" in certainty_note([doubtful]).splitlines()
     assert "≈ peak: modelled; measured ones were up to 1 % higher and 5 % lower" in certainty_note([doubtful]).splitlines()
+
+
+def predicted_report(*certainties):
+    """A predicted report of one block or more, with the certainty of each one's retained bytes; peaks are modelled."""
+    records = []
+    for blocks, certainty in enumerate(certainties, 1):
+        record = make_record("rescapsnet", blocks, device="cpu:predicted", threads=None)
+        sure = {"retained_bytes": certainty, "peak_allocated_bytes": "modelled"}
+        memory = record.memory.model_copy(update={"certainty": sure, "process_bytes": None})
+        records.append(record.model_copy(update={"kind": "predicted", "memory": memory, "time": None}))
+    return Report.of(records, "predicted")
+
+
+@pytest.mark.parametrize(("certainties", "mark"), [(("exact",) * 4, ""), (("exact", "exact", "guessed", "exact"), "≈ ")])
+def test_a_slope_is_marked_where_any_of_its_predicted_figures_is(certainties, mark):
+    report = predicted_report(*certainties)
+    table = report.slopes
+    retained, peak = (table[table["metric"] == name].iloc[0] for name in ("retained", "peak"))
+    assert (retained["certainty"], peak["certainty"]) == ("guessed" if mark else "exact", "modelled")
+    assert json.loads(table.to_json(orient="records"))[0]["certainty"] == retained["certainty"]
+    shown = printed(slopes_table(table))
+    assert f"{mark}10.00 MiB" in shown
+    assert "≈ 22.00 MiB" in shown
+    assert ("≈ 10.00 MiB" in shown) == bool(mark)
+    assert INEXACT_NOTE in " ".join(shown.split())
+    latex = slopes_latex(table)
+    assert rf"& {latex_text(mark)}10.00 & $\approx$ 22.00 \\" in latex
+    assert f"% {INEXACT_NOTE}" in latex
+    (sentence,) = cost_sentences(table)
+    assert sentence == f"ResCapsNet (predicted) retains {mark}10.00 MiB more per block."
+    first, second = report.figure4().axes
+    legends = [" ".join(" ".join(text.get_text() for text in ax.get_legend().get_texts()).split()) for ax in (first, second)]
+    assert f"{mark}10.00 MiB per block" in legends[0]
+    assert ("≈" in legends[0]) == bool(mark)
+    assert f"{mark}10.00 MiB" in table._repr_html_()
+    page = re.sub(r"<script.*?</script>", "", page_html([report]), flags=re.DOTALL)
+    assert ("≈ 10.00 MiB" in page) == bool(mark)
+    assert "≈ 22.00 MiB" in page
+    assert f"{INEXACT_NOTE}." in page
+
+
+def test_slopes_of_measured_figures_have_no_mark():
+    table = fitted_slopes(swept("rescapsnet"))
+    assert table["certainty"].isna().all()
+    assert "≈" not in printed(slopes_table(table)) + slopes_latex(table) + "".join(cost_sentences(table))
+
+
+def test_costs_of_a_grid_are_marked_where_they_follow_from_guesses():
+    made = make_varied(lambda at: 1000 * at["length"] * at["batch_size"], length=(8, 16, 32), batch_size=(2, 4, 8))
+    for certainty, mark in (("exact", ""), ("guessed", "≈ ")):
+        memories = [one.memory.model_copy(update={"certainty": {"retained_bytes": certainty}}) for one in made.records]
+        records = [
+            one.model_copy(update={"memory": memory, "time": None}) for one, memory in zip(made.records, memories, strict=True)
+        ]
+        report = Report.of(records, "predicted", plan=made.plan)
+        for table in (
+            estimates_table(report.at(length=64, batch_size=16), {"length": 64}),
+            cross_terms_table(report.cross_terms),
+        ):
+            (retained,) = (line for line in printed(table).splitlines() if "retained" in line)
+            assert ("≈ 1000" in retained) == bool(mark)
+            assert "1000" in retained
 
 
 def test_a_unit_suits_the_largest_value():
