@@ -963,6 +963,35 @@ def test_the_first_chart_of_two_networks_by_two_kernels_is_above_the_fold(show):
         )
 
 
+OVERLAPS = """() => {
+  const inked = (node) => {
+    if (node.tagName === "svg") return [node.getBoundingClientRect()];
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return [...range.getClientRects()];
+  };
+  const nodes = [...document.querySelectorAll(".costs td :is(strong, span, small, svg)")];
+  const boxes = nodes.flatMap((node) => inked(node).map((box) => [node, box])).filter(([, box]) => box.width);
+  const crosses = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  return boxes.flatMap(([one, a], at) =>
+    boxes.slice(at + 1).filter(([other, b]) => other !== one && crosses(a, b)).map(([other]) => one.textContent + other.textContent));
+}"""
+"""Texts of the table of costs that lie over another text or over a chart."""
+
+
+def test_nothing_in_the_table_of_costs_lies_over_anything_else(show):
+    with show(source(models())) as page:
+        write = "text => { for (const one of document.querySelectorAll('.costs strong')) one.textContent = text; }"
+        for width in (1400, 1040, 838, 400):
+            page.page.set_viewport_size({"width": width, "height": 900})
+            for text in ("894.1 ± 517.8 ms~", "1,023.44 ± 517.82 MiB", "894.1 (312.3–1,417.8) ms", "894.1 (312.3–1,417.8) s~"):
+                page.evaluate(write, text)
+                assert page.evaluate(OVERLAPS) == [], (width, text)
+        # The check sees an overlap where there is one.
+        page.page.add_style_tag(content=".costs strong { position: absolute; }")
+        assert page.evaluate(OVERLAPS)
+
+
 def test_the_trade_off_begins_where_most_lines_are(show):
     records = [make_record(model, blocks) for model in ("rescapsnet", "mocapsnet") for blocks in (1, 2, 4)]
     with show(source([*records, make_record("rescapsnet", 8, status="oom"), make_record("mocapsnet", 8)])) as page:
