@@ -974,7 +974,7 @@ OVERLAPS = """() => {
   const boxes = nodes.flatMap((node) => inked(node).map((box) => [node, box])).filter(([, box]) => box.width);
   const crosses = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
   return boxes.flatMap(([one, a], at) =>
-    boxes.slice(at + 1).filter(([other, b]) => other !== one && crosses(a, b)).map(([other]) => one.textContent + other.textContent));
+    boxes.slice(at + 1).filter(([other, b]) => other !== one && crosses(a, b)).map(() => one.textContent));
 }"""
 """Texts of the table of costs that lie over another text or over a chart."""
 

@@ -14,11 +14,12 @@ from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
 from capsbench.terminal.prediction import certainty_note, predictions_table
-from capsbench.terminal.sentences import cost_sentences, fault_sentences
+from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.slopes_in_words import row_cost
 from capsbench.words.units import common_unit, duration_range, quantity_text
-from helpers.made import MIB, make_frame, make_record, make_turns
+from helpers.made import MIB, make_frame, make_record, make_turns, write_report
 
 DEPTHS = (1, 2, 3, 4)
 
@@ -86,6 +87,32 @@ def test_cells_that_failed_alike_share_a_sentence():
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "again"),
+    [
+        ("capsbench run --out x", "error", "once this is fixed, this measures these cells again: capsbench run --out x --resume"),
+        ("capsbench run --out=x", "error", "once this is fixed, this measures these cells again: capsbench run --out=x --resume"),
+        ("capsbench run", "timeout", "with a larger `timeout`, this measures these cells again: capsbench run --out f --resume"),
+        ("capsbench.run('x')", "error", "once this is fixed, the same call with resume=True measures these cells again"),
+    ],
+)  # fmt: skip
+def test_the_way_to_measure_cells_that_failed_again(command, status, again):
+    report = Report.of([make_record(status=status)], plan=Plan(command=command, cells=[]))
+    assert again_sentence(report, Path("f")) == again
+
+
+def test_cells_that_failed_are_shown_with_their_error_once(command, tmp_path):
+    records = [make_record("mocapsnet", blocks, status="error") for blocks in (1, 2, 4)]
+    write_report(Report.of(records, "mine", plan=Plan(command="capsbench run", cells=[])), tmp_path / "mine")
+    expected = [
+        "all 3 cells failed:",
+        "error: mocapsnet at 1, 2, 4 blocks: it was error",
+        "once this is fixed, this measures these cells again: capsbench run --out mine --resume",
+    ]
+    assert command("show", "mine").stdout.splitlines()[-3:] == expected
+    assert command("slopes", "mine").stderr.splitlines()[-3:] == expected
+
+
 def test_the_reason_that_there_is_no_slope_counts_the_cells_that_failed():
     def failed(*depths):
         return [make_record("rescapsnet", blocks, status="error") for blocks in depths]
@@ -108,11 +135,12 @@ def test_a_sweep_that_failed_says_what_was_written(depths, tmp_path, capsys):
         report.append(record)
     report.write = lambda: [report.folder / name for name in ("slopes.csv", "figure4.png", "index.html")]
     assert _conclude(console_of(err=True), report, as_json=False, open_page=False) == 1
-    wrote, failed, fault = capsys.readouterr().err.splitlines()
+    wrote, failed, fault, again = capsys.readouterr().err.splitlines()
     assert ("slopes" in wrote) == (len(depths) > 1)
     assert wrote.startswith(f"wrote {report.folder / 'index.html'}, with ")
     assert failed == ("the only cell failed:" if not depths else f"1 of {len(depths) + 1} cells failed:")
     assert fault == "error: rescapsnet at 9 blocks: it was error"
+    assert again == f"once this is fixed, this measures these cells again: capsbench run --out {report.folder} --resume"
 
 
 def test_of_many_series_the_cheapest_and_the_dearest_have_one():
