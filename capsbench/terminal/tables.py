@@ -22,7 +22,6 @@ from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import (
     NOISY,
     basis_note,
-    column_unit,
     row_ratio,
     row_remarks,
     row_shape,
@@ -65,10 +64,9 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     for name in shown:
         out.add_column(METRICS[name].head, justify="right", overflow="fold")
     everyone = Names(series for series, _ in groups)
-    units = {name: column_unit(table[table["metric"] == name].to_dict("records")) for name in shown}
     for series, rows in groups[:most]:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
-        cells = [_slope_cell(by_metric.get(name), units[name]) for name in shown]
+        cells = [_slope_cell(by_metric.get(name)) for name in shown]
         names = [text_cell(everyone.of(series))] + ([text_cell(dataset_title(str(series["dataset"])))] if datasets else [])
         out.add_row(*names, *cells)
     return out
@@ -231,14 +229,14 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     )
 
 
-def _slope_cell(row: pd.Series | None, unit: Unit) -> str:
+def _slope_cell(row: pd.Series | None) -> str:
     if row is None:
         return "-"
     shape, noisy = row_shape(row), NOISY if row["noise"] else ""
     if shape == "no change measurable":
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
-        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"
+        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes)}{noisy}"
     below = row_remarks(row)
     if shape == "line" and row_ratio(row):
         below.append(f"× {ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")
-    return "\n".join([row_slope(row, unit) + noisy, *below])
+    return "\n".join([row_slope(row) + noisy, *below])

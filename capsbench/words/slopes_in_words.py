@@ -27,12 +27,12 @@ def row_shape(row: Row) -> Shape:
     return shape
 
 
-def within_text(reach: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
+def within_text(reach: float, *, is_bytes: bool) -> str:
     """Bound on a slope that cannot be distinguished from 0: `within ± 76.6 ms`."""
-    return f"within ± {quantity_text(reach, is_bytes=is_bytes, unit=unit)}"
+    return f"within ± {quantity_text(reach, is_bytes=is_bytes)}"
 
 
-def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
+def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool) -> str:
     """Text `8.3 ± 0.4 ms`, or `no change measurable within ± 76.6 ms` for a slope that cannot be distinguished from 0.
 
     Args:
@@ -41,11 +41,10 @@ def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_by
         low: one end of its interval; NaN where there is none.
         high: the other end.
         is_bytes: whether its unit is bytes.
-        unit: unit to print it in; by default the one that suits it.
     """
     if shape == "no change measurable":
-        return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes, unit=unit)}"
-    return slope_text(slope, low, high, is_bytes=is_bytes, unit=unit)
+        return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes)}"
+    return slope_text(slope, low, high, is_bytes=is_bytes)
 
 
 def column_unit(rows: Iterable[Row]) -> Unit:
@@ -60,12 +59,12 @@ def column_unit(rows: Iterable[Row]) -> Unit:
     return common_unit(known, is_bytes=is_bytes)
 
 
-def row_slope(row: Row, unit: Unit | None = None) -> str:
+def row_slope(row: Row) -> str:
     """The slope of a row in words, without its unit; a curve has both: `12.30 KiB per token and 48 B per pair of tokens`."""
     is_bytes = METRICS[row["metric"]].is_bytes
     if row_shape(row) in CURVES:
         return curve_in_words(row, is_bytes=is_bytes)
-    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes, unit=unit)
+    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
 
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:
