@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from capsbench.report import Report
     from capsbench.store.files import SavedTimeline
 
-_ANSWERS = 8
+_ANSWERS = 24
 _VERDICTS = 12
 _NOTES = 20
 _ROOM = 3_600_000
