@@ -12,6 +12,7 @@ from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import values_by_position
 from capsbench.words.along import places_text
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.slopes_in_words import NOISY
 from capsbench.words.units import quantity_text
 
@@ -110,7 +111,7 @@ def notes_on(page_series: Iterable[Mapping[str, Any]]) -> str:
     fits = [fit for series in page_series for name, fit in series["fits"].items() if name in _SHOWN]
     noise = dict.fromkeys(name for fit in fits if fit["noise"] for name in fit["noise"].split(","))
     notes = ["× is the ratio to ResCapsNet’s slope."] if any(fit["ratioText"] for fit in fits) else []
-    return " ".join([*notes, *([f"{NOISY} noisy: {', '.join(noise)}."] if noise else [])])
+    return " ".join([*notes, *([f"{NOISY} {disturbed_by(noise)}."] if noise else [])])
 
 
 def _without(axis: str) -> str:

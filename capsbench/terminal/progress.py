@@ -124,4 +124,4 @@ class Progress(Display):
 
 def _known(share: float) -> str:
     """Text on the slopes so far, of which this is half the width of the widest interval over its slope."""
-    return f"slopes known within ± {share:.0%}" if share <= 1 else "slopes not yet known"
+    return f"slopes known to ± {share:.0%} so far" if share <= 1 else "slopes not yet known"

@@ -205,7 +205,7 @@ function drawCaption(points) {
     new Set(points.map(({ work }) => work)).size > 1
       ? " Each amount of work has a front of its own: a data set, batch size, shape of images, number of classes, the settings of a case, and a position on each other axis."
       : "";
-  const text = `Filled markers are on the front: no record with as little memory has a time that is shorter beyond both intervals. Bars: 95 % intervals of medians.${several}`;
+  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one. Bars: 95 % intervals of medians.${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));
 }

@@ -624,7 +624,10 @@ def test_signs_in_the_first_table_are_explained_below_it():
     noisy = [disturbed(make_record("mocapsnet", blocks), "load", "spread") for blocks in (1, 2, 4)]
     _, rows = costs_of([*quiet, *noisy])
     assert [cells[2] for name, cells in rows.items() if name.startswith("MoCapsNet")] == ["30.0 ms~ × 1.5"]
-    assert "× is the ratio to ResCapsNet’s slope. ~ noisy: load, spread." in page_html([source([*quiet, *noisy])])
+    assert (
+        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine, samples that differ widely."
+        in page_html([source([*quiet, *noisy])])
+    )
     alone = page_html([source(quiet)])
     assert "× is the ratio" not in alone
     assert "~ noisy" not in alone

@@ -70,8 +70,8 @@ def test_the_answer_is_there_without_any_script(browser, tmp_path, show):
     # The line whose memory grows least comes first, and has its sentence above the table.
     assert text.index("MoCapsNet retains") < text.index("10.00 MiB")
     assert "CapsNet retains 10.00 MiB more per block" in sentences
-    assert "MoCapsNet retains 0 B more per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block" in text
-    assert "1.5 × ResCapsNet's" in text
+    assert "MoCapsNet retains 0 B more per block; its training step takes 30.0 ms longer per block" in text
+    assert "1.5 times as much as ResCapsNet" in text
     # What all lines share is printed once, and the rest next to each.
     shared = "Measured at 1 to 4 blocks: Fashion-MNIST sample, batch 4, kernel recompute, fp32, Some CPU, 2 threads."
     assert text.count(shared) == 1

@@ -55,12 +55,11 @@ def test_each_series_has_a_sentence():
     first, second = cost_sentences(fitted_slopes(swept("rescapsnet", "mocapsnet")))
     assert first == "ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block."
     assert second == (
-        "MoCapsNet retains 0 B more per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block, "
-        "1.5 × ResCapsNet's."
+        "MoCapsNet retains 0 B more per block; its training step takes 30.0 ms longer per block, 1.5 times as much as ResCapsNet."
     )
 
 
-@pytest.mark.parametrize(("basis", "part"), [("edges", "blocks and optimizer, in turn"), ("turns", "whole step, in turn")])
+@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "in the whole step")])
 def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
     assert cost_sentences(table) == [

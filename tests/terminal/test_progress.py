@@ -41,8 +41,8 @@ def shown(left, share=None, rounds=4):
     [
         (None, "times of 0 cells in turn: round 4;"),
         (7.1, "round 4, slopes not yet known;"),
-        (2.0, "slopes known within ± 100%"),
-        (0.4, "slopes known within ± 20%"),
+        (2.0, "slopes known to ± 100% so far"),
+        (0.4, "slopes known to ± 20% so far"),
     ],
 )
 def test_a_slope_that_is_hardly_known_is_called_so(share, text):
