@@ -24,6 +24,9 @@ BASES: dict[AxisForm, str] = {"line": "1,n", "inverse": "1,1/n", "quadratic": "1
 POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
 """Powers of an axis in each form."""
 
+_LEAST_SPAN_IN_DOUBLES = 8
+"""Least ratio of the last position to the first on an axis that is drawn in doubles."""
+
 _DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 
 _UNITS_OF_SETTINGS = {
@@ -133,6 +136,18 @@ def declared_forms(bases: Mapping[str, str | Iterable[str]] | None, axes: Sequen
             )
         found[axis] = basis_form(name, basis)
     return found
+
+
+def in_doubles(axis: str, positions: Iterable[float]) -> bool:
+    """Return whether a chart over an axis is to place doubles at equal distances: numbers of processes are doubled.
+
+    Args:
+        axis: name of the axis.
+        positions: positions that it shows; in any order.
+    """
+    shown = sorted(set(positions))
+    doubled = axis in OPTIONS and OPTIONS[axis].doubling_beyond is not None
+    return doubled and len(shown) > 2 and 0 < _LEAST_SPAN_IN_DOUBLES * shown[0] <= shown[-1]
 
 
 def axis_flag(axis: str) -> str:

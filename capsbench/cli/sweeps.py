@@ -199,7 +199,8 @@ class Screen:
         asked = [cell.configuration for cell in plan.cells]
         devices = ", ".join(dict.fromkeys(one.device + (f" ({one.gpu})" if one.gpu else "") for one in asked))
         done = len(plan.cells) - len(left)
-        cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
+        predicted = all(cell.configuration.is_predicted() for cell in left)
+        cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to {'predict' if predicted and left else 'measure'}"
         if plan.axes != ("blocks",):
             cells += f" over {' and '.join(noun_of(axis) for axis in plan.axes)}"
         memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0

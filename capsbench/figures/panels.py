@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from capsbench import paper
-from capsbench.axes import per_unit, term_unit
+from capsbench.axes import in_doubles, per_unit, term_unit
 from capsbench.catalog import SPECS
 from capsbench.colours import PALE
 from capsbench.figures.legends import legend_text
@@ -156,6 +156,11 @@ def draw_panel(
     found = [one for one in points if not lacking(one.cells).any()]
     levels = [one for one in points if lacking(one.cells).any()]
     frame = frame[~lacking(frame)] if found else frame
+    positions = sorted(set(frame[POSITION_COLUMN].dropna()))
+    if in_doubles(axis, positions):
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_locator(NullLocator())
     of_series = [styles[style_key(one.series)] for one in found]
     nested = _nested([one.values for one in found], [style.size for style in of_series])
     handles: list[Line2D] = []
@@ -182,17 +187,18 @@ def draw_panel(
     ax.set_xlabel(axis_label(axis))
     of_what = "step" if per == "step" else "epoch of the paper's set"
     ax.set_ylabel(unit.name if metric.is_bytes else f"{_SECONDS_IN_WORDS[unit.name]} per {of_what}")
-    _place_ticks(ax, sorted(set(frame[POSITION_COLUMN].dropna())))
+    _place_ticks(ax, positions)
     return handles
 
 
 def _place_ticks(ax: Axes, positions: Sequence[float]) -> None:
     """Place the ticks at the positions, if they are few and no two are close to each other; or else at whole numbers."""
-    span = positions[-1] - positions[0] if positions else 0
-    apart = all(after - before >= _CLOSEST_TICKS * span for before, after in pairwise(positions))
+    shown = np.log2(positions).tolist() if ax.get_xscale() == "log" else list(positions)
+    span = shown[-1] - shown[0] if shown else 0
+    apart = all(after - before >= _CLOSEST_TICKS * span for before, after in pairwise(shown))
     if apart and 0 < len(positions) <= _MOST_TICKS:
         ax.xaxis.set_major_locator(FixedLocator(positions))
-    elif all(float(position).is_integer() for position in positions):
+    elif ax.get_xscale() != "log" and all(float(position).is_integer() for position in positions):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -243,7 +249,8 @@ def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: Se
         )  # fmt: skip
         return
     ends = [mean.index.min(), mean.index.max()]
-    at = ends if fit.curve is None else np.linspace(ends[0], ends[1], 60).tolist()
+    in_curve = np.geomspace if ax.get_xscale() == "log" else np.linspace
+    at = ends if fit.curve is None and ax.get_xscale() != "log" else in_curve(ends[0], ends[1], 60).tolist()
     ax.plot(at, [scale * fit.at(x) for x in at], ls=style.dash, color=style.colour, lw=_WIDTH + wider)
 
 

@@ -1,11 +1,13 @@
 """Small charts: of block characters for a terminal, of a few points for a notebook."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from math import log2
 from typing import Any
 
+from capsbench.axes import in_doubles
 from capsbench.frame import AXIS_COLUMN
-from capsbench.stats.bases import Curve
+from capsbench.stats.bases import Curve, Form
 from capsbench.stats.linearity import CURVES
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -56,23 +58,26 @@ def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS
     return "".join(blocks[round(last * (value - low) / span) if span > 0 else 0] for value in _few(values))
 
 
-def fitted_points(fit: Mapping[Any, Any], points: SparkPoints) -> list[tuple[float, float]]:
+def fitted_points(fit: Mapping[Any, Any], points: SparkPoints, axis: str) -> list[tuple[float, float]]:
     """The ends of the fitted line, or points of the curve; empty where neither fits.
 
     Args:
         fit: `shape`, `intercept`, `slope` and `term` of a fit, as in a row of `capsbench.slopes`.
         points: position and value of what was fitted.
+        axis: name of the axis; a line is a curve in a chart of doubles.
     """
     shape, places = fit["shape"], [place for place, _ in points]
     if not points or shape not in ("line", *CURVES):
         return []
-    if shape == "line":
+    doubles = in_doubles(axis, places)
+    if shape == "line" and not doubles:
         return [(place, fit["intercept"] + fit["slope"] * place) for place in (min(places), max(places))]
-    curve = Curve(
-        "quadratic" if shape == "quadratic" else "inverse", fit["intercept"], fit["slope"], fit["term"], None, None, 0.0
-    )
-    step = (max(places) - min(places)) / (_CURVE_POINTS - 1)
-    return [(place, curve.at(place)) for place in (min(places) + step * number for number in range(_CURVE_POINTS))]
+    form: Form = "quadratic" if shape == "quadratic" else "inverse"
+    term = 0.0 if shape == "line" else fit["term"]
+    curve = Curve(form, fit["intercept"], fit["slope"], term, None, None, 0.0)
+    first, last = (log2(end) if doubles else end for end in (min(places), max(places)))
+    along = (first + (last - first) * number / (_CURVE_POINTS - 1) for number in range(_CURVE_POINTS))
+    return [(place, curve.at(place)) for place in (2**one if doubles else one for one in along)]
 
 
 def svg(
@@ -81,6 +86,7 @@ def svg(
     colour: str,
     low: float,
     high: float,
+    axis: str,
     width: int = 120,
     height: int = 28,
 ) -> str:
@@ -92,15 +98,17 @@ def svg(
         colour: colour of both.
         low: the value at the lower edge.
         high: the value at the upper edge; where it is `low`, points lie in the middle.
+        axis: name of the axis.
         width: width of the picture in pixels.
         height: height of the picture in pixels.
     """
-    places = [x for x, _ in points]
+    scaled: Callable[[float], float] = log2 if in_doubles(axis, [x for x, _ in points]) else float
+    places = [scaled(x) for x, _ in points]
     ends = (min(places), max(places))
     margin = 4.0
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
+        across = (scaled(x) - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
         up = (y - low) / (high - low) if high - low > 1e-9 * abs(high) else 0.5
         return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
 

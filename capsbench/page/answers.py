@@ -86,7 +86,7 @@ def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], rep
 
     def rank(index: int) -> tuple[bool, float]:
         fits = page_series[index]["fits"]
-        memory = named_memory(fits)
+        memory = named_memory({name: fit["shape"] for name, fit in fits.items()})
         grows = inf if memory is None else fits[memory]["slope"]
         return page_series[index]["report"] != latest, grows
 

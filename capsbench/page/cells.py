@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import axis_title, axis_unit
+from capsbench.axes import axis_title, axis_unit, in_doubles
 from capsbench.colours import COLOURS
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
@@ -21,6 +21,7 @@ from capsbench.frame import (
     axes_in,
     lacking,
     plain,
+    positions,
 )
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of, value_in_words
@@ -249,7 +250,11 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
 
 
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it."""
+    """Words and form of every axis, by its name.
+
+    Label of a chart's axis, noun before a position and unit; whether options have it, and whether charts place its doubles at
+    equal distances.
+    """
     return {
         axis: {
             "label": axis_label(axis),
@@ -258,6 +263,7 @@ def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "unit": axis_unit(axis),
             "over": over_text(axis),
             "option": axis in OPTIONS,
+            "doubles": in_doubles(axis, positions(frame, axis).dropna()),
         }
         for axis in axes_in(frame)
     }

@@ -71,8 +71,9 @@ def cost_table(
             costs[index].append(None)
             continue
         chart = svg(
-            known, _fitted(series, name, known), "currentColor", *ranges[scales[index, name]], width=_WIDTH, height=_HEIGHT
-        )
+            known, _fitted(series, name, known), "currentColor", *ranges[scales[index, name]], str(series["axis"]),
+            width=_WIDTH, height=_HEIGHT,
+        )  # fmt: skip
         costs[index].append(_cost(series, METRICS[name], known, chart, named=name not in with_unit))
     return heads, costs
 
@@ -84,7 +85,7 @@ def _points(cells: pd.DataFrame, metric: Metric) -> SparkPoints:
 
 
 def _fitted(series: Mapping[str, Any], metric: str, points: SparkPoints) -> SparkPoints:
-    return fitted_points(series["fits"][metric], points) if metric in series["fits"] else []
+    return fitted_points(series["fits"][metric], points, str(series["axis"])) if metric in series["fits"] else []
 
 
 def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart: str, *, named: bool) -> Cost:

@@ -106,7 +106,7 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
 
 def _heights(row: Mapping[Hashable, Any], points: SparkPoints) -> list[float]:
     """Values in a row's chart: those of the records, and those of the fitted line or curve."""
-    return [value for _, value in (*points, *fitted_points(row, points))]
+    return [value for _, value in (*points, *fitted_points(row, points, row["axis"]))]
 
 
 def _row(
@@ -124,7 +124,9 @@ def _row(
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, fitted_points(row, points), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
+        svg(points, fitted_points(row, points, row["axis"]), colour, *ranges[scale_of(row, row["metric"])], row["axis"])
+        if points
+        else "",
         row_cost(row) if per else row_slope(row),
         row_ratio(row),
         escape(", ".join(remarks)),

@@ -4,6 +4,9 @@ Bytes repeat, so that a basis is chosen by what fits all of them exactly, the fe
 and only if there are more positions than terms, two more where an allocator rounds. The last term must be positive: a few steps
 of an allocator lie on a curve by accident, but no cost shrinks with the square of its axis or grows towards a bound.
 
+If no basis fits exactly, {1, 1/n} is judged as a line is: it fits if no residual exceeds 2 % of the range. The bytes of shards
+are nearly divided by their number, as a parameter with fewer rows than there are ranks is padded.
+
 Times are noisy, so that n² is added to {1, n} only if an F-test of the two nested models, or the rounds in which cells took
 turns, say so (`linearity`, `paired`), if the line is off by more than a share of the range, and if a cubic is not better still.
 Nothing that is timed is divided by its axis alone, nor grows with the square of a number of blocks.
@@ -30,6 +33,9 @@ Form = Literal["inverse", "quadratic"]
 
 FEWEST_POSITIONS: dict[Form, int] = {"inverse": 3, "quadratic": 4}
 """Least number of positions: one more than there are terms, or two more if values are rounded to more than a byte."""
+
+_FEWEST_NEAR = 5
+"""Least number of positions of a curve that bytes are only close to: three more than it has terms."""
 
 HALF_A_BYTE = 0.5
 
@@ -116,6 +122,21 @@ def exact_curve(
             continue
         return curve if off <= HALF_A_BYTE else _with_errors(curve, Points(positions, values), relative=False)
     return None
+
+
+def near_inverse(points: Points) -> Curve | None:
+    """The curve {1, 1/n} that bytes lie close to, as close as a line must lie to be called one; None if they do not.
+
+    Args:
+        points: bytes over the axis.
+    """
+    distinct = np.unique(points.blocks)
+    if distinct.size < _FEWEST_NEAR or distinct[0] <= 0:
+        return None
+    curve, _ = _rational("inverse", points.blocks, points.values)
+    if curve.deviation > LARGEST_DEVIATION or curve.term <= 0:
+        return None
+    return _with_errors(curve, points, relative=False)
 
 
 def declared_curve(form: Form, points: Points, *, relative: bool) -> Curve | None:

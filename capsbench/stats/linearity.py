@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from capsbench.stats.intervals import Floats
+from capsbench.stats.intervals import Floats, StandardError
 
 LARGEST_DEVIATION = 0.02
 """Largest residual over the range of the values that is always called a line."""
@@ -65,6 +65,40 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
         spare = blocks.size - 3
         return _chance(_squares(blocks, values, 1), _squares(blocks, values, 2), 1, spare) >= BENT_BY_CHANCE
     return True
+
+
+def turns_are_linear(positions: Floats, rounds: Floats, deviation: float, lasting: StandardError | None = None) -> bool | None:
+    """Return whether chance explains the distance of cells in turn from their line (p ≥ 0.01), or none is 2 % of the range.
+
+    The test is that of lack of fit in randomised blocks: the rounds in which all cells took part are the blocks, whose own time
+    drops out, and the scatter that cells and rounds leave is the measure.
+
+    Args:
+        positions: `[n]`, ascending, all different.
+        rounds: `[rounds, n]`, seconds; NaN where a cell did not take part.
+        deviation: largest residual over the range of the values.
+        lasting: error of each cell that all of its rounds share; None if they share none.
+
+    Returns:
+        The answer; None with fewer than two rounds of all cells, or fewer than three cells, which test nothing.
+    """
+    whole = rounds[~np.isnan(rounds).any(axis=1)]
+    count, cells = whole.shape
+    if count < 2 or cells < 3:
+        return None
+    if deviation <= LARGEST_DEVIATION:
+        return True
+    means = whole.mean(axis=0)
+    spare = (count - 1) * (cells - 1)
+    scatter = float(((whole - whole.mean(axis=1, keepdims=True) - means + means.mean()) ** 2).sum()) / spare / count
+    lack = _squares(positions, means, 1) / (cells - 2)
+    errors = [(scatter, float(spare))] + ([(lasting.value**2, lasting.degrees)] if lasting else [])
+    error = sum(square for square, _ in errors)
+    if error == 0:
+        return lack == 0
+    # The degrees of freedom of a sum of squares, after Welch and Satterthwaite.
+    degrees = error**2 / sum(square**2 / own for square, own in errors)
+    return float(stats.f.sf(lack / error, cells - 2, degrees)) >= BENT_BY_CHANCE
 
 
 def cubic_is_better(positions: Floats, values: Floats) -> bool:

@@ -25,16 +25,26 @@ from capsbench.stats.bases import (
     declared_curve,
     declared_turns_curve,
     exact_curve,
+    near_inverse,
     timed_curve,
     times_fit,
     turns_curve,
 )
-from capsbench.stats.intervals import Floats, half_width, interval, ratio_interval
+from capsbench.stats.intervals import Floats, StandardError, half_width, interval, ratio_interval
+from capsbench.stats.lasting import expected_lasting
 from capsbench.stats.least_squares import SlopeFit, fit_slope
-from capsbench.stats.linearity import LARGEST_DEVIATION, ROUNDING_BYTES, Shape, bytes_are_linear, shape_of, times_are_linear
+from capsbench.stats.linearity import (
+    LARGEST_DEVIATION,
+    ROUNDING_BYTES,
+    Shape,
+    bytes_are_linear,
+    shape_of,
+    times_are_linear,
+    turns_are_linear,
+)
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.scatter import Points, line_errors
-from capsbench.stats.turn_times import Basis, TurnFit, fit_turns, turn_times, turns_ratio_interval
+from capsbench.stats.turn_times import Basis, TurnFit, TurnTimes, fit_turns, turn_times, turns_ratio_interval
 
 REFERENCE_MODEL = "rescapsnet"
 
@@ -142,21 +152,31 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     fit = fit_slope(blocks, values)
     slope, ends = turns.slope.value, turns.slope.interval
     intercept = fit.intercept + (fit.slope - slope) * float(np.mean(blocks))
-    linear = times_are_linear(np.array(blocks), np.array(values), fit.deviation)
+    part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
+    known = np.isin(times.depths, blocks)
+    linear = turns_are_linear(times.depths[known], part[:, known], fit.deviation, _lasting_of_a_cell(times, turns))
+    if linear is None:
+        linear = times_are_linear(np.array(blocks), np.array(values), fit.deviation)
     taken = replace(
         fit, slope=slope, slope_interval=ends, intercept=intercept, intercept_interval=None, slope_error=None, exact=False,
         points=int(cells[metric.column].notna().sum()),
     )  # fmt: skip
     line, kind = LineFit(taken, linear, turns), _kind_of(cells)
     places, heights = np.array(blocks), np.array(values)
-    part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
-    known = np.isin(times.depths, blocks)
     curve = None
     if kind.curve:
         curve = declared_turns_curve(kind.curve, times.depths[known], part[:, known], values, times.processes)
     elif kind.curves_found(metric) and fit.deviation > LARGEST_DEVIATION:
         curve = turns_curve(times.depths[known], part[:, known], values, times.processes)
     return _against_declared(line.bent(curve, places, heights), places, heights, metric, kind)
+
+
+def _lasting_of_a_cell(times: TurnTimes, turns: TurnFit) -> StandardError | None:
+    """The error that a cell's place in memory gives its time, over all processes; None for the parts that grow."""
+    if turns.basis == "edges":
+        return None
+    expected = expected_lasting(float(np.nanmedian(times.whole)))
+    return expected._replace(value=expected.value / len(set(times.processes)) ** 0.5)
 
 
 class _Kind(NamedTuple):
@@ -278,7 +298,10 @@ def _found(points: Points, metric: Metric, kind: _Kind) -> LineFit:
         residuals = values - fit.intercept - fit.slope * blocks
         linear = bytes_are_linear(residuals, fit.deviation)
         bent = metric.repeats and not fit.exact and float(np.abs(residuals).max()) > kind.rounding
-        curve = exact_curve(blocks, values, kind.rounding, kind.curves_found(metric)) if bent else None
+        forms = kind.curves_found(metric)
+        curve = exact_curve(blocks, values, kind.rounding, forms) if bent else None
+        if curve is None and not linear and "inverse" in forms:
+            curve = near_inverse(points)
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
         curve = timed_curve(points) if kind.curves_found(metric) and not linear else None

@@ -6,7 +6,7 @@ step does not grow: the interval of its own slope contains 0, at 99 %. At 95 %, 
 A cell that is slower in the rest of its step for as long as its process lives does not grow either (`lasting`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from capsbench.frame import (
     ROUNDS_COLUMN,
     SAMPLE_COLUMNS,
 )
-from capsbench.stats.intervals import Floats, Interval, ratio_interval
+from capsbench.stats.intervals import Floats, Interval, StandardError, half_width, interval, ratio_interval
 from capsbench.stats.lasting import lasting_effects
 from capsbench.stats.median import median_interval
 from capsbench.stats.paired import FEWEST_ROUNDS, row_slopes
@@ -246,11 +246,11 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
     half, (low, high) = float(np.median(halves)), median_interval(halves.tolist()) or (np.nan, np.nan)
     found = {first: DepthTime(level - half, level - high, level - low), last: DepthTime(level + half, level + low, level + high)}
     inner = range(1, last)
-    found |= {
-        place: _relative_to(times.depths, part, place, (first, last), found)
-        for place in inner
-        if (together & there[:, place]).any()
+    distances = {
+        place: _distances(times.depths, part, place, (first, last)) for place in inner if (together & there[:, place]).any()
     }
+    scatter = _scatter(distances.values())
+    found |= {place: _at(own, _on_line(times.depths, place, (first, last), found), scatter) for place, own in distances.items()}
     placed = sorted(found)
     for place in inner:
         if place not in found:
@@ -260,19 +260,43 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
             ]
             common, _, pair = max(pairs)
             if common:
-                found[place] = _relative_to(times.depths, part, place, pair, found)
+                own = _distances(times.depths, part, place, pair)
+                found[place] = _at(own, _on_line(times.depths, place, pair, found), _scatter([own]))
     return [(depths[place], found[place]) for place in sorted(found)]
 
 
-def _relative_to(depths: Floats, part: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> DepthTime:
-    """The time at a depth from its distance to the line through two others, which are placed, in the rounds of all three."""
+def _distances(depths: Floats, part: Floats, place: int, pair: tuple[int, int]) -> Floats:
+    """The distances of a depth from the line through two others, in the rounds of all three."""
     a, b = pair
     share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))
     distances = part[:, place] - (1 - share) * part[:, a] - share * part[:, b]
-    distances = distances[~np.isnan(distances)]
-    on_line = (1 - share) * found[a].seconds + share * found[b].seconds
-    ends = median_interval(distances.tolist()) or (np.nan, np.nan)
-    return DepthTime(float(np.median(distances)), *ends).above(on_line)
+    return np.asarray(distances[~np.isnan(distances)])
+
+
+def _on_line(depths: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> float:
+    """The time at a depth on the line through two others, which are placed."""
+    a, b = pair
+    share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))
+    return (1 - share) * found[a].seconds + share * found[b].seconds
+
+
+def _scatter(several: Iterable[Floats]) -> StandardError:
+    """The standard deviation of distances about the mean of their own depth, pooled over depths; no degrees if it is unknown."""
+    known = [distances for distances in several if distances.size > 1]
+    degrees = sum(distances.size - 1 for distances in known)
+    squares = sum(float(((distances - distances.mean()) ** 2).sum()) for distances in known)
+    return StandardError((squares / degrees) ** 0.5 if degrees else 0.0, float(degrees))
+
+
+def _at(distances: Floats, on_line: float, scatter: StandardError) -> DepthTime:
+    """The time at a depth; the interval of a median distance over few rounds comes from the scatter of all depths."""
+    middle = float(np.median(distances))
+    ends = median_interval(distances.tolist())
+    if ends is None and scatter.degrees:
+        # The median of few normal values has at most this deviation.
+        error = scatter.value * np.sqrt(np.pi / 2 / distances.size)
+        ends = interval(middle, half_width([StandardError(float(error), scatter.degrees)]))
+    return DepthTime(middle, *(ends or (np.nan, np.nan))).above(on_line)
 
 
 def turns_ratio_interval(own: TurnFit, reference: TurnFit) -> Interval | None:

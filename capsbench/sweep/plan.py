@@ -10,7 +10,7 @@ from capsbench.cases.factories import NetworkFacts
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.models import resolve_front
-from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting
+from capsbench.options import AXES_OF_FIELDS, OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting, type_of
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import REVERSIBLE_STRATEGIES, resolve_inverse
 from capsbench.routing import resolve_kernel
@@ -55,17 +55,28 @@ def axes_asked(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
-    """The axes among some along which cells of one series differ; the first that a cell has, if they differ along none."""
+    """The axes along which cells of one series differ.
+
+    These are some of the given axes. Cells that differ along none of them, as those of one depth, may differ in options that are
+    whole numbers, such as the world size: then these are the axes. Cells that differ in nothing have the first axis that one has.
+
+    Args:
+        cells: cells of a sweep.
+        axes: axes that were asked for.
+    """
     configurations = [cell.configuration for cell in cells]
-    found: list[str] = []
     known = [axis for axis in axes if any(it.position(axis) is not None for it in configurations)]
-    for axis in known:
-        positions: dict[str, set[float | None]] = {}
-        for it in configurations:
-            positions.setdefault(it.series(axis), set()).add(it.position(axis))
-        if any(len(several) > 1 for several in positions.values()):
-            found.append(axis)
+    found = [axis for axis in known if _differ_along(axis, configurations)]
+    found = found or [axis for axis in AXES_OF_FIELDS if type_of(axis) is int and _differ_along(axis, configurations)]
     return tuple(found or known[:1] or ["blocks"])
+
+
+def _differ_along(axis: str, configurations: Iterable[Configuration]) -> bool:
+    """Return whether configurations of one series differ in their positions on an axis."""
+    positions: dict[str, set[float | None]] = {}
+    for it in configurations:
+        positions.setdefault(it.series(axis), set()).add(it.position(axis))
+    return any(len(several) > 1 for several in positions.values())
 
 
 def _has_depth(sweep: Sweep, model: str, facts: NetworkFacts) -> bool:

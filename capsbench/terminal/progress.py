@@ -62,7 +62,7 @@ class Progress(Display):
             self._timed.add(key)
         self._records[key] = record
         self._current = ""
-        self._say(f"{self._counter(record)}  {printable(self._one_line(record))}; {self._times()}")
+        self._say(f"{self._counter(record)}  {printable(_one_line(record, self._message(record)))}; {self._times()}")
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Show a round of cells that take turns."""
@@ -80,19 +80,13 @@ class Progress(Display):
         if not self._console.is_terminal:
             self._console.print(Text(text), soft_wrap=True)
 
-    def _one_line(self, record: Record) -> str:
-        """A record on a line; a failure that an earlier cell had too is not printed again."""
+    def _message(self, record: Record) -> str | None:
+        """The message of a record; one that an earlier cell had too is not printed again."""
+        if not record.message:
+            return None
         label = record.cell.label()
-        parts = [f"{label}: {record.status}"]
-        if record.message:
-            earlier = self._messages.setdefault(record.message, label)
-            parts.append(record.message if earlier == label else f"as {earlier}")
-        if record.memory and not (record.time and record.time.rounds):
-            figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
-            parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]
-        if record.time:
-            parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
-        return ", ".join(parts)
+        earlier = self._messages.setdefault(record.message, label)
+        return record.message if earlier == label else f"as {earlier}"
 
     def _counter(self, record: Record | None = None) -> str:
         """The number of cells that are done: `2/9`, `memory 2/9` if their times follow, `times 2/9` of cells that took turns."""
@@ -125,3 +119,13 @@ class Progress(Display):
 def _known(share: float) -> str:
     """Text on the slopes so far, of which this is half the width of the widest interval over its slope."""
     return f"slopes known to ± {share:.0%} so far" if share <= 1 else "slopes not yet known"
+
+
+def _one_line(record: Record, message: str | None) -> str:
+    parts = [f"{record.cell.label()}: {record.status}", *([message] if message else [])]
+    if record.memory and not (record.time and record.time.rounds):
+        figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
+        parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]
+    if record.time:
+        parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
+    return ", ".join(parts)

@@ -7,7 +7,7 @@ import pandas as pd
 from capsbench.gate.findings import Labels
 from capsbench.stats.slopes import by_series
 from capsbench.words.cost_sentence import cost_pieces, cost_words, named_memory
-from capsbench.words.slopes_in_words import Row
+from capsbench.words.slopes_in_words import Row, row_shape
 
 
 def cost_sentences(table: pd.DataFrame, most: int = 4) -> list[str]:
@@ -25,7 +25,7 @@ def cost_sentences(table: pd.DataFrame, most: int = 4) -> list[str]:
 
 
 def _memory_slope(by_metric: Mapping[str, Row]) -> float:
-    name = named_memory(by_metric)
+    name = named_memory({name: row_shape(row) for name, row in by_metric.items()})
     return 0.0 if name is None else float(by_metric[name]["slope"])
 
 

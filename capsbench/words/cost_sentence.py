@@ -1,6 +1,6 @@
 """The cost of a series in a sentence: memory, then time, in the same words on a terminal and on a page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ Piece = tuple[bool, str]
 """A piece of text, with True if it is emphasised."""
 
 _MEMORY = ("retained", "peak", "reserved", "process")
-"""The memory that a sentence names: the first that has a slope."""
+"""Memory that a sentence may name, the most telling first."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,16 @@ def cost_words(row: Row) -> CostWords:
     )
 
 
-def named_memory(metrics: Iterable[str]) -> str | None:
-    """The memory that a sentence names, of the metrics that have a slope; None without any."""
-    known = set(metrics)
-    return next((name for name in _MEMORY if name in known), None)
+def named_memory(shapes: Mapping[str, Shape]) -> str | None:
+    """The memory that a sentence names: the first, or a later one with a curve if the first is not a line; None without any.
+
+    Args:
+        shapes: shapes of the metrics that have a slope, by their names.
+    """
+    known = [name for name in _MEMORY if name in shapes]
+    if known and shapes[known[0]] == "not a line":
+        return next((name for name in known if shapes[name] in CURVES), known[0])
+    return known[0] if known else None
 
 
 def cost_pieces(costs: Mapping[str, CostWords]) -> list[Piece]:
@@ -73,7 +79,7 @@ def cost_pieces(costs: Mapping[str, CostWords]) -> list[Piece]:
         The pieces, without a full stop; none if neither memory nor training time has a slope.
     """
     pieces: list[Piece] = []
-    memory = named_memory(costs)
+    memory = named_memory({name: cost.shape for name, cost in costs.items()})
     if memory is not None:
         pieces += _memory(costs[memory], memory)
     if "train" in costs:

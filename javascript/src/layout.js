@@ -43,6 +43,12 @@ export const keyColour = (index) => `var(--c${index})`;
 
 export const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
 
+// The places themselves on an axis on which doubles lie at equal distances.
+export function doubledTicks(places) {
+  const tickvals = [...new Set(places)].sort((a, b) => a - b);
+  return { type: "log", tickmode: "array", tickvals, ticktext: tickvals.map(String) };
+}
+
 // Every position, every second one and so on: as many as fit next to each other.
 export function wholeTicks(places, node) {
   const range = Math.max(...places) - Math.min(...places);

@@ -16,7 +16,7 @@ import {
   placeOf,
 } from "./data.js";
 import { shortened, variable } from "./dom.js";
-import { axisTitle, colourOf, errorBars, levelRange, wholeTicks } from "./layout.js";
+import { axisTitle, colourOf, doubledTicks, errorBars, levelRange, wholeTicks } from "./layout.js";
 import { heightOn, hoverText, isFitted, placeText, plotText, plural, quantity, recordText, unitFor, whereText } from "./words.js";
 
 const PALE = 0.4;
@@ -42,18 +42,19 @@ export function overAxis(node, metric, indices, { fits, axis, paper }) {
     ...placed.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
     ...nowhere.map((index, row) => fullTrace(index, row, fits, ends)),
   ];
-  const middle = (ends[0] + ends[1]) / 2;
   const layout = {
-    annotations: placed.flatMap((index) => endAnnotations(index, plot, middle)),
-    xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...wholeTicks(places, node) },
+    annotations: [],
+    xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...ticks(places, node) },
     yaxis: { title: axisTitle(heightTitle(plot)), ...heights(plot, axis, values, measured) },
   };
   // The height of lines that are out of memory everywhere is unknown: they stand at the top.
   if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
-  if (layout.yaxis.type === "log") for (const one of layout.annotations) one.y = Math.log10(one.y);
+  layout.annotations = placed.flatMap((index) => endAnnotations(index, plot, layout, ends));
   const label = `${metric.title} ${DATA.axes[axisNow()].over}, ${plural(indices.length, "line")}; the numbers are in a table below.`;
   return { data, layout, label };
 }
+
+const ticks = (places, node) => (DATA.axes[axisNow()].doubles ? doubledTicks(places) : wholeTicks(places, node));
 
 const isLevel = (index) => LINES[index].lacks;
 
@@ -101,7 +102,8 @@ function throughTraces(line, cells, plot) {
 const lineStyle = (line, width) => ({ color: colourOf(line), width, dash: line.look.dash });
 
 function fittedTrace(line, fit, cells, { unit }) {
-  const places = fit.shape === "line" ? [...new Set(placesOf(cells))] : along(placesOf(cells));
+  const { doubles } = DATA.axes[line.axis];
+  const places = fit.shape === "line" && !doubles ? [...new Set(placesOf(cells))] : along(placesOf(cells), doubles);
   return {
     x: places,
     y: places.map((place) => heightOn(fit, place) / unit[0]),
@@ -112,9 +114,10 @@ function fittedTrace(line, fit, cells, { unit }) {
 }
 
 // Places from the first to the last, as close as a curve needs them.
-function along(places) {
+function along(places, doubles) {
   const [low, high] = [Math.min(...places), Math.max(...places)];
-  return Array.from({ length: 61 }, (_, step) => low + ((high - low) * step) / 60);
+  const at = (share) => (doubles ? low * (high / low) ** share : low + (high - low) * share);
+  return Array.from({ length: 61 }, (_, step) => at(step / 60));
 }
 
 // The allocator reserves in steps.
@@ -213,14 +216,16 @@ function endTraces(index, { metric, unit }) {
   return [{ x, y: [y, y], mode: "lines", line: dotted, hoverinfo: "skip" }, fullPoint(end.full, y, colour)];
 }
 
-function endAnnotations(index, { metric, unit }, middle) {
+// The words at the end of a line; annotations of a logarithmic axis lie at logarithms.
+function endAnnotations(index, { metric, unit }, { xaxis, yaxis }, ends) {
   const end = endOf(index, metric);
   if (!end) return [];
-  const x = placeOf(end.full);
+  const [onX, onY] = [xaxis, yaxis].map(({ type }) => (type === "log" ? Math.log10 : Number));
+  const x = onX(placeOf(end.full));
   const place = {
     x,
-    y: figure(end.last, metric) / unit[0],
-    xanchor: x < middle ? "left" : "right",
+    y: onY(figure(end.last, metric) / unit[0]),
+    xanchor: x < (onX(ends[0]) + onX(ends[1])) / 2 ? "left" : "right",
     yanchor: "bottom",
     yshift: 5,
   };

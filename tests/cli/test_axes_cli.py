@@ -153,7 +153,7 @@ def test_an_axis_is_typed_with_a_hyphen_or_an_underscore(command, name, tmp_path
     typed = ("run", "--models", "mocapsnet", "--device", "cpu:predicted", "--vary", f"{name}=2,4", "--out", "mine", "--dry-run")
     done = command(*typed)
     assert done.status == 0, done.stderr
-    assert "2 cells to measure over batch" in done.stderr
+    assert "2 cells to predict over batch" in done.stderr
     assert "batch size 2, 4" in done.stdout
 
 

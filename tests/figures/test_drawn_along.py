@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from capsbench.axes import position_in_words
+from capsbench.axes import in_doubles, position_in_words
 from capsbench.errors import ConfigurationError
+from capsbench.figures.sparks import fitted_points, svg
 from capsbench.page import page_html
 from capsbench.page.notebook import slopes
 from capsbench.report import Report
@@ -83,6 +84,54 @@ def test_a_curve_is_drawn_through_its_points(attention):
     curve = next(line for line in ax.lines if len(line.get_xdata()) == 60)
     at = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     assert at[512] == pytest.approx((MIB + 12 * 1024 * 512 + 48 * 512**2) / MIB)
+
+
+@pytest.fixture
+def ranks():
+    return make_varied(lambda at: MIB + 64 * MIB // at["world_size"], world_size=(1, 2, 4, 8, 16))
+
+
+def test_doubles_of_ranks_lie_at_equal_distances(ranks, tokens):
+    ax = figure4(ranks.frame).axes[0]
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "8", "16"]
+    (curve,) = (line for line in ax.lines if len(line.get_xdata()) > 20)
+    x, y = (np.asarray(values) for values in curve.get_data())
+    assert np.diff(np.log2(x)) == pytest.approx(4 / 59)
+    assert y == pytest.approx(1 + 64 / x)
+    assert figure4(tokens.frame).axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("axis", "positions", "expected"),
+    [
+        ("world_size", [1, 2, 4, 8], True),
+        ("world_size", [8, 1, 3], True),
+        ("world_size", [2, 3, 4], False),
+        ("world_size", [1, 1024], False),
+        ("world_size", [], False),
+        ("batch_size", [1, 2, 4, 8], False),
+        ("length", [1, 2, 4, 8], False),
+    ],
+)
+def test_axes_in_doubles(axis, positions, expected):
+    assert in_doubles(axis, positions) is expected
+
+
+def test_small_charts_and_the_page_place_doubles_at_equal_distances(ranks):
+    points = [(float(rank), 1 + 64 / rank) for rank in (1, 2, 4, 8)]
+    fit = {"shape": "inverse", "intercept": 1.0, "slope": 0.0, "term": 64.0}
+    fitted = fitted_points(fit, points, "world_size")
+    assert [y for _, y in fitted] == pytest.approx([1 + 64 / x for x, _ in fitted])
+    assert fitted_points({"shape": "line", "intercept": 1.0, "slope": 2.0, "term": None}, points, "world_size")[6] == (
+        pytest.approx(8**0.5),
+        pytest.approx(1 + 2 * 8**0.5),
+    )
+    centres = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg(points, fitted, "red", 0, 65, "world_size"))]
+    assert np.diff(centres) == pytest.approx([centres[1] - centres[0]] * 3, abs=0.2)
+    centres = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg(points, fitted, "red", 0, 65, "length"))]
+    assert np.diff(centres)[2] == pytest.approx(4 * np.diff(centres)[0], abs=0.5)
+    assert data_of(page_html([ranks]))["axes"]["world_size"]["doubles"] is True
 
 
 def test_a_grid_is_drawn_over_each_of_its_axes(grid, tmp_path, monkeypatch):
@@ -186,6 +235,7 @@ def test_the_page_over_length(tokens):
     data = data_of(html)
     assert data["axes"]["length"] == {
         "label": "length (tokens)", "title": "Length", "noun": "length", "unit": "token", "over": "over length", "option": False,
+        "doubles": False,
     }  # fmt: skip
     assert data["cells"]["places"] == {"length": [64, 128, 256]}
     assert [data["texts"][one] for one in data["cells"]["place"]] == [f" --depth 2 --set length={at}" for at in (64, 128, 256)]

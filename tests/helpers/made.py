@@ -126,13 +126,13 @@ def make_varied(
     retained: Callable[[dict[str, int]], int], seconds: Callable[[dict[str, int]], float] | None = None, *,
     status: Callable[[dict[str, int]], str] = lambda at: "ok", **values: Sequence[int],
 ) -> Report:  # fmt: skip
-    """A report in memory of a case over a grid of `length`, `batch_size` or `blocks`, whose costs are functions of the position.
+    """A report in memory of a case over a grid, whose costs are functions of the position.
 
     Args:
         retained: retained bytes at a position.
         seconds: seconds of a training step there; by default proportional to the retained bytes.
         status: status of the cell.
-        values: positions on each axis.
+        values: positions on each axis: `length`, `batch_size`, `blocks` or `world_size`.
     """
     records = []
     for numbers in itertools.product(*values.values()):
@@ -140,7 +140,7 @@ def make_varied(
         own = {"length": 16, "batch_size": 4, "blocks": 2} | at
         made = make_record(
             "cases:gpt2", own["blocks"], dataset="own", batch_size=own["batch_size"], status=status(at),
-            settings={"length": own["length"], "width": 8},
+            settings={"length": own["length"], "width": 8}, world_size=own.get("world_size"),
         )  # fmt: skip
         if made.memory is not None and made.time is not None:
             nbytes = retained(at)
@@ -172,7 +172,7 @@ def make_grid_in_turn(
         between: standard deviation of a process, as a share.
         seed: seed of the noise.
         growth: pace of the machine in each replicate.
-        values: positions on each axis.
+        values: positions on each axis: `length`, `batch_size`, `blocks` or `world_size`.
     """
     random, records = np.random.default_rng(seed), []
     for replicate in range(replicates):

@@ -5,10 +5,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from capsbench.stats.bases import curves_of, exact_curve, least_squares, timed_curve, turns_curve
+from capsbench.stats.bases import curves_of, exact_curve, least_squares, near_inverse, timed_curve, turns_curve
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.processes import BETWEEN_PROCESSES
 from capsbench.stats.scatter import Points
+from capsbench.stats.slopes import fitted_slopes
 from helpers.made import make_varied
 
 LENGTHS = np.array([128.0, 256.0, 512.0, 768.0, 1024.0, 2048.0])
@@ -48,6 +49,53 @@ def test_a_byte_too_many_is_no_exact_curve(off):
     values[2] += off
     assert exact_curve(LENGTHS, values) is None
     assert exact_curve(LENGTHS, values, rounding=512) is not None
+
+
+RANKS = np.array([1.0, 2, 4, 8, 16, 32, 64])
+
+
+def padded_shards(ranks):
+    """Bytes of what is divided in 24 rows of 4 MiB, of which a rank holds whole ones, and of what every rank has."""
+    return 1e8 + 2**22 * np.ceil(24 / ranks)
+
+
+def test_padded_shards_are_nearly_divided_by_their_number():
+    values = padded_shards(RANKS)
+    assert exact_curve(RANKS, values) is None
+    curve = near_inverse(Points(RANKS, values))
+    assert curve is not None
+    assert (curve.form, curve.slope) == ("inverse", 0)
+    assert curve.term == pytest.approx(24 * 2**22, rel=0.03)
+    low, high = curve.term_interval
+    assert low < curve.term < high, "values off the curve leave the factor uncertain"
+    assert 0 < curve.deviation <= 0.02
+    (shape,) = {row["shape"] for row in fitted(RANKS, values) if row["metric"] == "peak"}
+    assert shape == "inverse"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "values"),
+    [
+        (RANKS[:4], padded_shards(RANKS[:4])),  # too few to show that they are only close
+        (RANKS, 1e8 + 2**26 / np.sqrt(RANKS)),
+        (RANKS, 1e8 - 2**26 / RANKS),
+        (RANKS, 1e8 + 2**26 * np.log2(128 / RANKS)),
+        (np.array([0.0, 1, 2, 4, 8]), np.array([9.0, 8, 4, 2, 1]) * 2**22),
+    ],
+)
+def test_other_falls_are_not_nearly_divided(ranks, values):
+    assert near_inverse(Points(ranks, np.round(values))) is None
+
+
+def test_a_line_is_preferred_to_a_curve_that_is_only_near():
+    values = 2**30 - 2**20 * RANKS + np.array([0, 600, 0, -600, 0, 600, 0])
+    assert {row["shape"] for row in fitted(RANKS, values) if row["metric"] == "peak"} == {"line"}
+
+
+def fitted(ranks, values):
+    known = dict(zip(ranks.tolist(), values.tolist(), strict=True))
+    report = make_varied(lambda at: round(known[at["world_size"]]), world_size=[int(rank) for rank in ranks])
+    return fitted_slopes(report.frame).to_dict("records")
 
 
 def test_three_positions_have_no_square_and_two_no_share():

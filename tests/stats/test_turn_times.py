@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from capsbench.frame import to_frame
+from capsbench.stats.intervals import StandardError
+from capsbench.stats.linearity import turns_are_linear
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
 from capsbench.stats.turn_times import TurnTimes, fit_turns, turn_times
@@ -170,3 +172,71 @@ def test_depths_that_never_took_turns_with_both_ends_are_placed_beside_two_that_
     assert rises == pytest.approx([0, 0.5, 1, 3], abs=0.005)
     for one in fit.at.values():
         assert one.low <= one.seconds <= one.high < one.low + 0.01
+
+
+def drawn_rounds(rng: np.random.Generator, depths: int, rounds: int, *, heavy: bool, bend: float = 0.0) -> Any:
+    """Depths, and seconds of cells that took turns on a machine whose speed drifts: a line, bent in the middle."""
+    at = np.arange(1.0, depths + 1)
+    noise = rng.standard_t(3, (rounds, depths)) if heavy else rng.normal(size=(rounds, depths))
+    bent = np.where(np.isin(at, (1, depths)), 0.0, bend)
+    return at, 1 + rng.normal(0, 0.05, (rounds, 1)) + 0.01 * at + bent + 0.01 * noise
+
+
+def share_called_bent(**drawn: Any) -> float:
+    rng = np.random.default_rng(7)
+    several = [drawn_rounds(rng, **drawn) for _ in range(400)]
+    return float(np.mean([turns_are_linear(at, rounds, deviation=1.0) is False for at, rounds in several]))
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize(("depths", "rounds"), [(3, 3), (8, 3), (4, 20)])
+def test_lines_in_noise_are_seldom_called_bent(depths: int, rounds: int, heavy: bool) -> None:
+    assert share_called_bent(depths=depths, rounds=rounds, heavy=heavy) <= 0.025
+
+
+def test_bent_times_of_cells_in_turn_are_found() -> None:
+    assert share_called_bent(depths=8, rounds=3, heavy=False, bend=0.05) >= 0.95
+    assert share_called_bent(depths=3, rounds=20, heavy=True, bend=0.05) >= 0.95
+
+
+def test_what_too_few_rounds_or_depths_say_of_a_line() -> None:
+    at, rounds = drawn_rounds(np.random.default_rng(0), 3, 3, heavy=False)
+    assert turns_are_linear(at, rounds[:1], 1.0) is None
+    assert turns_are_linear(at[:2], rounds[:, :2], 1.0) is None
+    assert turns_are_linear(at, np.where(np.arange(3) == 1, np.nan, rounds), 1.0) is None
+    exact = 1 + 0.01 * at + 0.3 * np.arange(3)[:, None]
+    assert turns_are_linear(at, exact, 0.5) is True
+    assert turns_are_linear(at, exact + np.array([0, 0.1, 0]), 0.5) is False
+    assert turns_are_linear(at, exact + np.array([0, 0.1, 0]), 0.01) is True, "2 % of the range are always a line"
+
+
+def test_what_a_cell_s_place_in_memory_may_add_bends_no_line() -> None:
+    at, rounds = drawn_rounds(np.random.default_rng(0), 3, 40, heavy=False, bend=0.012)
+    assert turns_are_linear(at, rounds, 1.0) is False
+    assert turns_are_linear(at, rounds, 1.0, StandardError(0.008, 6.0)) is True
+
+
+def test_a_depth_in_few_rounds_has_an_interval_that_covers_its_time() -> None:
+    """95 % intervals of depths between the ends, which took 3 of 23 rounds, as a sweep takes them."""
+    rng, covered = np.random.default_rng(3), []
+    for _ in range(150):
+        at, whole = drawn_rounds(rng, 5, 23, heavy=False)
+        whole[3:, 1:-1] = np.nan
+        times = TurnTimes(at, [(0, number) for number in range(23)], [0] * 23, whole, None)
+        fit = fit_turns(times)
+        assert fit is not None
+        ends = fit.at[1.0].seconds, fit.at[5.0].seconds
+        for depth in (2.0, 3.0, 4.0):
+            on_line = ends[0] + (depth - 1) / 4 * (ends[1] - ends[0])
+            covered.append(fit.at[depth].low <= on_line <= fit.at[depth].high)
+            assert fit.at[depth].low < fit.at[depth].seconds < fit.at[depth].high
+    assert 0.93 <= np.mean(covered) <= 0.995
+
+
+def test_a_single_round_of_a_depth_has_no_interval() -> None:
+    at, whole = drawn_rounds(np.random.default_rng(3), 3, 8, heavy=False)
+    whole[1:, 1] = np.nan
+    fit = fit_turns(TurnTimes(at, [(0, number) for number in range(8)], [0] * 8, whole, None))
+    assert fit is not None
+    assert np.isnan(fit.at[2.0].low)
+    assert fit.at[1.0].low < fit.at[1.0].high

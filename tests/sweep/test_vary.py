@@ -377,8 +377,19 @@ def test_axes_are_what_cells_of_one_series_differ_in():
     assert axes_of(expand(sweep(CASE, {"length": [16, 32]})), axes_asked(["length"])) == ("length",)
     assert axes_of(expand(Sweep(("rescapsnet",), (1, 2), "cpu")), axes_asked([])) == ("blocks",)
     assert axes_of([], axes_asked([])) == ("blocks",)
-    # Lists of options multiply a sweep, and are no axes.
-    assert axes_of(expand(Sweep(("rescapsnet",), (1,), "cpu", batch_size=[1, 2])), axes_asked([])) == ("blocks",)
+
+
+def test_lists_of_options_multiply_a_sweep_over_depth_and_are_the_axes_of_one_depth():
+    def axes(depths, **options):
+        return axes_of(expand(Sweep(("rescapsnet",), depths, "cpu", **options)), axes_asked([]))
+
+    assert axes((1, 2), batch_size=[1, 2]) == ("blocks",)
+    assert axes((1,), batch_size=[1, 2]) == ("batch_size",)
+    assert axes((4,), parallel="fsdp", world_size=[1, 2, 4]) == ("world_size",)
+    assert axes((4,), capsules=[8, 16], batch_size=[1, 2]) == ("batch_size", "capsules")
+    # A slope over a coefficient, or over names, would mean nothing.
+    assert axes((1,), kernel=["reference", "published"]) == ("blocks",)
+    assert axes_of(expand(Sweep(("mocapsnet",), (1,), "cpu", gamma=[0.5, 0.9])), axes_asked([])) == ("blocks",)
 
 
 def test_a_report_that_is_resumed_along_another_axis_has_both(tmp_path):

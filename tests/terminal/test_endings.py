@@ -18,6 +18,7 @@ from capsbench.terminal.prediction import certainty_note, predictions_table
 from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.words.cost_sentence import named_memory
 from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.slopes_in_words import row_cost
 from capsbench.words.units import common_unit, duration_range, quantity_text
@@ -49,6 +50,14 @@ def bent_frame():
 
 
 # Sentences.
+
+
+def test_the_memory_that_a_sentence_names_is_retained_unless_only_another_one_has_a_curve():
+    assert named_memory({"retained": "line", "peak": "inverse"}) == "retained"
+    assert named_memory({"retained": "not a line", "peak": "line"}) == "retained"
+    assert named_memory({"peak": "inverse", "retained": "not a line"}) == "peak"
+    assert named_memory({"peak": "not a line", "retained": "not a line", "train": "line"}) == "retained"
+    assert named_memory({"train": "line"}) is None
 
 
 def test_each_series_has_a_sentence():

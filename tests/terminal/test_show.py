@@ -118,7 +118,7 @@ def test_a_spark_rises_with_its_values(values):
 def test_a_small_picture_is_one_with_everything_inside(points):
     values = [value for _, value in points]
     level = [(place, values[0]) for place, _ in (points[0], points[-1])]
-    picture = ET.fromstring(svg(points, level, "#0072B2", min(values), max(values)))
+    picture = ET.fromstring(svg(points, level, "#0072B2", min(values), max(values), "blocks"))
     line, *dots = picture
     assert all(0 <= float(line.get(end)) <= 28 for end in ("y1", "y2"))
     dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
