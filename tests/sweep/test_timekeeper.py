@@ -397,7 +397,7 @@ def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, pro
         plan = plan_of(cells(depths=depths, models=("mocapsnet",)), passes=["time"], budget_seconds=20)
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
     assert "narrower" in heard[0]
-    assert "processes differ by more than their rounds" in heard[1]
+    assert "processes differ from each other by more than their rounds do" in heard[1]
 
 
 def test_an_end_that_was_timed_alone_gets_rounds(tmp_path, process):
