@@ -150,7 +150,7 @@ def whole_number(least: int, most: int | None = None) -> Parsed:
             value = int(text)
         except ValueError:
             raise ConfigurationError(
-                f"{flag} '{text}' is not a whole number", f"give one whole number, {least} or larger"
+                f"{flag} '{text}' is not a whole number", f"give one whole number, {least} or larger{_varied(flag, text)}"
             ) from None
         if value < least:
             raise ConfigurationError(f"{flag} {value} is too small", f"give {least} or more")
@@ -159,6 +159,18 @@ def whole_number(least: int, most: int | None = None) -> Parsed:
         return value
 
     return Parsed("integer", parse)
+
+
+def _varied(flag: str, text: str) -> str:
+    """The end of a hint to a command that varies numbers, if a flag of one number was given several."""
+    context = click.get_current_context(silent=True)
+    if context is None or not any(param.name == "vary" for param in context.command.params):
+        return ""
+    try:
+        several = len(parsed_values(text)) > 1
+    except ValueError:
+        several = False
+    return f", or vary it: --vary {flag.removeprefix('--')}={text}" if several else ""
 
 
 def whole_numbers(least: int, doubling_beyond: int | None = None) -> Parsed:

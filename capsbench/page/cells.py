@@ -31,6 +31,7 @@ from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
+from capsbench.stats.placed_times import placed_times
 from capsbench.stats.slopes import series_columns, values_by_position
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
@@ -241,11 +242,16 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
         data["along"] = all_series.along
     data |= {name: texts.numbers(frame[name]) for name in _TEXTS}
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
+    placed = placed_times(frame)
     for metric in TIME_METRICS.values():
         data[f"{metric.name}_taken"] = [len(getattr(record.time, metric.column)) if record.time else 0 for record in records]
-        intervals = [record.time and median_interval(getattr(record.time, metric.column)) for record in records]
+        intervals = [
+            (one.low, one.high) if one else record.time and median_interval(getattr(record.time, metric.column))
+            for one, record in zip(placed[metric.name], records, strict=True)
+        ]
         for end, name in enumerate(("low", "high")):
             data[f"{metric.name}_{name}"] = [interval and _short(interval[end]) for interval in intervals]
+        data[f"{metric.name}_placed"] = [one and _short(one.seconds) for one in placed[metric.name]]
     return data
 
 

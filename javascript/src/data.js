@@ -48,14 +48,16 @@ export const statusOf = (cell) => textOf(CELLS.status[cell]);
 export const noiseOf = (cell) => textOf(CELLS.noise[cell]);
 export const isPredicted = (line) => line.kind === "predicted";
 
-// A figure as it is in the record; null if there is none.
-export const figure = (cell, metric) => CELLS[metric.column][cell] ?? null;
+// The time of a cell that took turns, relative to the others of its rounds; null of any other figure.
+export const placedTime = (cell, metric) => CELLS[`${metric.name}_placed`]?.[cell] ?? null;
+// A figure as it is drawn: that of the record, unless the cell took turns; null if there is none.
+export const figure = (cell, metric) => placedTime(cell, metric) ?? CELLS[metric.column][cell] ?? null;
 export const hasFigure = (cell, metric) => figure(cell, metric) !== null;
 export const isGood = (cell, metric) => statusOf(cell) === "ok" && hasFigure(cell, metric);
 export const hasFailed = (cell, metric) => statusOf(cell) !== "ok" && hasFigure(cell, metric);
 export const fullOf = (index) => cellsOf(index).filter((cell) => statusOf(cell) === "oom");
 
-// Both ends of the interval of a time's median; null if there is none.
+// Both ends of the interval of a time; null if there is none.
 export const endsOf = (cell, metric) => ["low", "high"].map((side) => CELLS[`${metric.name}_${side}`][cell]);
 export const takenOf = (cell, name) => CELLS[`${name}_taken`][cell];
 export const samplesOf = (cell, index) => CELLS.samples[cell]?.[index] ?? [];

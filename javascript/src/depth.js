@@ -26,7 +26,7 @@ import { endText, overAxis, paperLines } from "./overdepth.js";
 import { change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { exactly, interval, slopeText } from "./words.js";
+import { barsText, exactly, interval, slopeText } from "./words.js";
 
 const HEIGHTS = [
   ["close", "close to the values"],
@@ -94,7 +94,7 @@ function captionText(metric, { drawn, all }) {
   const sentences = [
     [drawn.length < all, `${drawn.length} of ${all} lines are drawn: choose above.`],
     [true, "Every point is a record; click one to look inside its step."],
-    [!metric.bytes, "Bars: 95 % intervals of medians."],
+    [!metric.bytes, barsText(cells, metric)],
     [!metric.bytes && cells.some(noiseOf), "Points that are crossed out are noisy."],
     [drawn.some((index) => isPredicted(LINES[index])), "Dashed: predicted."],
     [drawn.some((index) => fullOf(index).length), "Crosses at the end of a dotted line: out of memory."],

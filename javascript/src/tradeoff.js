@@ -24,7 +24,7 @@ import { axisTitle, colourOf, errorBars, roomyRange } from "./layout.js";
 import { change, MOST_LINES, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { exactly, hoverText, placeText, plural, unitFor } from "./words.js";
+import { barsText, exactly, hoverText, placeText, plural, unitFor } from "./words.js";
 
 const MARGIN = { l: 72, r: 16, t: 14, b: 52 };
 
@@ -205,7 +205,11 @@ function drawCaption(points) {
     new Set(points.map(({ work }) => work)).size > 1
       ? " Each amount of work has a front of its own: a data set, batch size, shape of images, number of classes, the settings of a case, and a position on each other axis."
       : "";
-  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one. Bars: 95 % intervals of medians.${several}`;
+  const bars = barsText(
+    points.map(({ cell }) => cell),
+    METRICS[state.tradeoff.time],
+  );
+  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one. ${bars}${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));
 }

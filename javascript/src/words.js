@@ -1,6 +1,19 @@
 // Figures in words. Units come from Python: size, name and number of decimals, the largest first.
 
-import { CELLS, DATA, endsOf, figure, isPredicted, lineOf, noiseOf, placesOf, statusOf, takenOf, textOf } from "./data.js";
+import {
+  CELLS,
+  DATA,
+  endsOf,
+  figure,
+  isPredicted,
+  lineOf,
+  noiseOf,
+  placedTime,
+  placesOf,
+  statusOf,
+  takenOf,
+  textOf,
+} from "./data.js";
 import { shortened } from "./dom.js";
 
 // The unit that suits a value.
@@ -36,8 +49,17 @@ export function exactly(cell, metric) {
 export function interval(cell, metric) {
   if (metric.bytes) return isPredicted(lineOf(cell)) ? "predicted, not measured" : "one reading";
   const [low, high] = endsOf(cell, metric);
-  const median = `median of ${plural(takenOf(cell, metric.name), "sample")}`;
-  return low === null ? median : `${median}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
+  const taken = takenOf(cell, metric.name);
+  const from =
+    placedTime(cell, metric) === null ? `median of ${plural(taken, "sample")}` : `from ${plural(taken, "round")} in turn`;
+  return low === null ? from : `${from}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
+}
+
+// The meaning of bars: most times are medians, but those of cells that took turns are differences within their rounds.
+export function barsText(cells, metric) {
+  const count = cells.filter((cell) => placedTime(cell, metric) !== null).length;
+  const [medians, turns] = ["medians", "differences from the first and last position, in the rounds that cells took in turn"];
+  return `Bars: 95 % intervals of ${count === 0 ? medians : count < cells.length ? `${medians} or of ${turns}` : turns}.`;
 }
 
 const blocksText = (count) => (count ? plural(count, "block") : "no blocks");

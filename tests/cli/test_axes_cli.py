@@ -181,3 +181,21 @@ def test_a_basis_is_kept_in_the_plan_and_resuming_adds_another(command, tmp_path
     assert "bytes per pair of tokens" in (tmp_path / "declared" / "slopes.csv").read_text(encoding="utf-8")
     assert_refused(command(*typed, "--basis", "width=1,n", "--resume"), "--basis names the axis 'width'", "length")
     assert_refused(command("predict", "--models", "mocapsnet", "--fit", "--basis", "blocks=1,n"), "--basis", "--fit depth")
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (("predict", "--models", "rescapsnet", "--batch-size", "16,32"), ", or vary it: --vary batch-size=16,32"),
+        (("run", "--models", "rescapsnet", "--capsules", "8-16:8"), ", or vary it: --vary capsules=8-16:8"),
+        (("run", "--models", "rescapsnet", "--batch-size", "many"), ""),
+        (("train", "--model", "rescapsnet", "--batch-size", "1,2"), ""),
+    ],
+)
+def test_several_numbers_where_one_is_taken_name_the_option_that_varies_it(command, typed, hint):
+    done = command(*typed)
+    assert done.status == 2
+    assert done.stderr.splitlines() == [
+        f"error: {typed[-2]} '{typed[-1]}' is not a whole number",
+        f"give one whole number, 1 or larger{hint}",
+    ]

@@ -22,9 +22,21 @@ from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, StepFigures, StepPhase, Timeline
 from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.placed_times import placed_times
+from capsbench.stats.slopes import fit_line, series_of
 from capsbench.store.files import ENVIRONMENT, SavedTimeline
 from helpers.commands import subcommands
-from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
+from helpers.made import (
+    MIB,
+    RETAINED_PER_BLOCK,
+    make_configuration,
+    make_frame,
+    make_record,
+    make_timeline,
+    make_turns,
+    make_varied,
+)
 
 SMALL = ("run", "--models", "rescapsnet", "--depth", "1,2", "--batch-size", "1", "--capsules", "2", "--kernel", "reference")
 
@@ -75,6 +87,32 @@ def test_every_figure_of_the_page_is_that_of_its_record():
             assert cells[name][place] == getattr(record.memory, name)
         assert cells["train_step_seconds"][place] == pytest.approx(sorted(record.time.train_step_seconds)[4])
         assert cells["samples"][place][0] == pytest.approx(record.time.train_step_seconds)
+
+
+def test_times_of_cells_in_turn_are_those_of_the_figures_and_keep_their_medians():
+    records = make_turns(["rescapsnet"], depths=(1, 2, 4), full=3, ends=20)
+    report = source(records)
+    cells = data_of(page_html([report]))["cells"]
+    ((_, rows),) = series_of(report.frame)
+    fit = fit_line(rows, METRICS["train"])
+    assert fit.turns is not None
+    for place, record in enumerate(records):
+        drawn = fit.turns.at[record.cell.configuration.blocks]
+        assert cells["train_placed"][place] == pytest.approx(drawn.seconds)
+        assert [cells[f"train_{end}"][place] for end in ("low", "high")] == pytest.approx([drawn.low, drawn.high])
+        assert cells["train_step_seconds"][place] == pytest.approx(np.median(record.time.train_step_seconds))
+    # The machine drifts by 10 %: the median of three samples lies elsewhere.
+    assert cells["train_placed"][1] != pytest.approx(cells["train_step_seconds"][1], rel=0.01)
+
+
+def test_cells_apart_replicates_and_grids_have_the_medians_of_their_samples():
+    turned = make_turns(["rescapsnet"])
+    again = [one.model_copy(update={"cell": one.cell.model_copy(update={"replicate": 1})}) for one in turned]
+    alone = [make_record(blocks=blocks) for blocks in (1, 2, 3)]
+    for records in ([*turned, *again], alone):
+        assert set(data_of(page_html([source(records)]))["cells"]["train_placed"]) == {None}
+    grid = make_varied(lambda at: MIB * at["length"], length=(1, 2), batch_size=(1, 2))
+    assert set(placed_times(grid.frame)["train"]) == {None}
 
 
 def test_figures_of_a_machine_that_nobody_knows_are_a_line_of_their_own():

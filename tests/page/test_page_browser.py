@@ -12,10 +12,20 @@ from capsbench.page import write_page
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
+from capsbench.stats.placed_times import placed_times
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.store.files import SavedTimeline
 from helpers.browsing import opened, started_browser
-from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
+from helpers.made import (
+    MIB,
+    RETAINED_PER_BLOCK,
+    make_configuration,
+    make_frame,
+    make_record,
+    make_timeline,
+    make_turns,
+    make_varied,
+)
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
 
@@ -155,6 +165,18 @@ def test_hovering_shows_the_value_in_the_record_its_interval_and_its_cell(show):
         assert f"{step:.6g} s" in shown
         assert "median of 9 samples; 95 % interval" in shown
         assert "slope 30.0 ms per block" in shown
+
+
+def test_times_of_cells_in_turn_are_drawn_as_in_the_figures(show):
+    report = source(make_turns(["rescapsnet"], depths=(1, 2, 4), full=3, ends=20))
+    placed = placed_times(report.frame)["train"]
+    with show(report) as page:
+        page.choose("metric", "train")
+        assert page.points("figure4") == pytest.approx({place: 1000 * one.seconds for place, one in enumerate(placed)}, rel=1e-6)
+        shown = page.hover("figure4", 1)
+        assert f"{placed[1].seconds:.6g} s" in shown
+        assert "from 3 rounds in turn; 95 % interval" in shown
+        assert "Bars: 95 % intervals of differences from the first and last position" in page.text("#figure4-caption")
 
 
 def test_what_is_no_line_has_no_slope_beside_its_points(show):
