@@ -586,6 +586,9 @@ REPEATED_FLAGS = MappingProxyType(
         "passes": "--only",
         "samples": "--samples",
         "budget_seconds": "--time-budget",
+        "timeout": "--timeout",
+        "out": "--out",
+        "resume": "--resume",
     }
 )
 """Flags of a command that measures a cell again, other than those of options; `--model` names one network."""

@@ -1,6 +1,7 @@
 """The command line, which only parses, calls and prints."""
 
 import os
+import re
 import sys
 
 import click
@@ -40,6 +41,7 @@ def _run() -> int:
         what = " ".join(error.format_message().split())
         others = _commands_with(error.option_name) if isinstance(error, click.NoSuchOption) else []
         hint = f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} one; " if 0 < len(others) <= _FEW else ""
+        hint += _on_missing(error) if isinstance(error, click.MissingParameter) else ""
         return _complain(what, f"{hint}'{where} --help' shows what it takes", 2)
     except click.ClickException as error:
         return _complain(error.format_message(), "", error.exit_code)
@@ -51,6 +53,17 @@ def _run() -> int:
         # Commands return their status, so something else ends the program early.
         return _complain(f"a module ended the program with sys.exit({error.code!r})", "it must raise an error instead", 1)
     return status if isinstance(status, int) else 0
+
+
+def _on_missing(error: click.MissingParameter) -> str:
+    """The meaning of an argument that is missing, if the help of its command gives it, and the command's first example."""
+    text = error.ctx.command.help or "" if error.ctx else ""
+    name = error.param.human_readable_name.upper() if error.param else ""
+    lines = [line.strip() for line in text.splitlines()]
+    meaning = re.search(rf"\b[^.:]*\b{re.escape(name)} (?:is|are) [^.,:]*", " ".join(lines)) if name else None
+    example = next((line for line in lines if line.startswith("capsbench ")), "")
+    parts = [*([meaning[0].strip()] if meaning else []), *([f"for example: {example}"] if example else [])]
+    return "".join(f"{part}; " for part in parts)
 
 
 def _commands_with(option: str) -> list[str]:

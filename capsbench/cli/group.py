@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 
 from capsbench.cli.command import Group, echo
+from capsbench.errors import ConfigurationError
 
 _SECTIONS = {
     "Measure": ("run", "predict", "timeline"),
@@ -49,6 +50,15 @@ class LazyGroup(Group):
             return None
         found: click.Command = import_module(f"capsbench.cli.{cmd_name.replace('-', '_')}").command
         return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed; a function that Python alone has is named as such."""
+        if args and args[0] == "estimate":
+            raise ConfigurationError(
+                "capsbench has no command 'estimate', but a function: capsbench.estimate(model, inputs) in Python",
+                "'capsbench predict' predicts the memory of networks that are named with --models",
+            )
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the names and first sentences of the commands, section by section."""

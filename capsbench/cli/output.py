@@ -14,6 +14,7 @@ from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
 from capsbench.report import Report, reports_below, summary_in
 from capsbench.store.files import damage_in_words, nothing_to_read
+from capsbench.words.faults import again_sentence, fault_sentences, faults_head, faults_of
 from capsbench.words.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -51,24 +52,22 @@ def warn(text: str) -> None:
     echo(f"warning: {printable(text)}", err=True)
 
 
-def load_records(folder: Path, bases: Iterable[tuple[str, str]] = ()) -> "pd.DataFrame":
-    """Return the records at or below a folder; damaged lines are reported on standard error.
+def load_reports(folder: Path, bases: Iterable[tuple[str, str]] = ()) -> list[Report]:
+    """Return the reports at or below a folder, at least one of which has records; damaged lines are reported on standard error.
 
     Args:
         folder: folder of reports.
         bases: bases that are declared for axes.
 
     Raises:
-        StoreError: there are none, or they cannot be read.
+        StoreError: there are no records, or they cannot be read.
         ConfigurationError: a basis is declared for an axis that no report varies.
     """
-    from capsbench.frame import frame_of
-
     reports = reports_below(folder)
     warn_of_damages(reports)
     if not any(report.records for report in reports):
         raise nothing_to_read(folder)
-    return frame_of(declared(reports, bases))
+    return declared(reports, bases)
 
 
 def declared(reports: Sequence[Report], bases: Iterable[tuple[str, str]]) -> list[Report]:
@@ -122,6 +121,22 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool)
         console.print(cross_terms_table(shared))
     if note := peak_note(table, frame):
         say(console, note)
+
+
+def print_faults(reports: Sequence[Report], console: Console) -> None:
+    """Print which cells of reports failed, each error once, and how they are measured again.
+
+    Args:
+        reports: the reports.
+        console: console to print on.
+    """
+    for report in reports:
+        faults = faults_of(report)
+        if not faults:
+            continue
+        say(console, f"{f'{report.name}: ' if len(reports) > 1 else ''}{faults_head(report)}:")
+        for text in filter(None, [*fault_sentences(faults, report.axes), again_sentence(report, report.folder)]):
+            say(console, text)
 
 
 def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: bool) -> None:

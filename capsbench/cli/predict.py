@@ -42,7 +42,7 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 
     A step is followed on shapes, without being computed, and its memory replayed through a model of CUDA's allocator. Retained
     bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess. --device cpu predicts
-    the memory of a CPU.
+    the memory of a CPU. In Python, capsbench.estimate does the same for a network that is in memory.
 
     \b
     Examples:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from capsbench.cli.command import Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
-from capsbench.cli.output import console_of, load_records, no_slopes
+from capsbench.cli.output import console_of, load_reports, no_slopes, print_faults
 from capsbench.cli.streams import signs_of
 from capsbench.cli.types import FOLDER
 
@@ -31,7 +31,8 @@ def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
-    frame = frames.along(load_records(reports, basis), along)
+    loaded = load_reports(reports, basis)
+    frame = frames.along(frames.frame_of(loaded), along)
     console = console_of()
     signs = BLOCKS
     try:
@@ -43,3 +44,4 @@ def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]
         console.print(Text(signs_of(line.plain, "ascii")) if signs == PLAIN else line, soft_wrap=True)
     if table.empty:
         echo(no_slopes(frame))
+    print_faults(loaded, console)

@@ -6,7 +6,7 @@ import click
 
 from capsbench.cli.command import Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
-from capsbench.cli.output import load_records, print_estimates, print_slopes
+from capsbench.cli.output import console_of, load_reports, print_estimates, print_faults, print_slopes
 from capsbench.cli.types import FOLDER, Parsed, parse_place
 from capsbench.errors import ConfigurationError
 
@@ -42,13 +42,15 @@ def command(
       capsbench slopes reports/grid --at blocks=16,batch-size=256
       capsbench slopes reports/length --basis length=1,n,n²
     """
+    from capsbench.frame import frame_of
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.stats.surface import predicted_at
     from capsbench.terminal.latex import slopes_latex
 
     if latex and (as_json or at is not None):
         raise ConfigurationError(f"--latex cannot be combined with {'--json' if as_json else '--at'}", "leave one of the two out")
-    frame = load_records(reports, basis)
+    loaded = load_reports(reports, basis)
+    frame = frame_of(loaded)
     if at is not None:
         print_estimates(predicted_at(frame, at), at, as_json=as_json)
         return
@@ -57,3 +59,4 @@ def command(
         echo(slopes_latex(table))
         return
     print_slopes(frame, table, as_json=as_json)
+    print_faults(loaded, console_of(err=True))

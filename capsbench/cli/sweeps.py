@@ -14,7 +14,7 @@ from capsbench.axes import AxisForm, declared_forms, parse_depths
 from capsbench.catalog import STACKED
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of
-from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
+from capsbench.cli.output import console_of, files_line, open_in_browser, print_faults, print_slopes, say, warn_of_damages
 from capsbench.cli.typed import refuse_for_own, was_left_out
 from capsbench.drawing import SLOPES
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
@@ -33,8 +33,9 @@ from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.terminal.grid import grid_table
 from capsbench.terminal.progress import Progress
-from capsbench.terminal.sentences import cost_sentences, fault_sentences
+from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.table4 import table4, table4_slopes, time_ratios
+from capsbench.words.faults import faults_of
 from capsbench.words.units import duration_range
 from capsbench.workload import without_effect
 
@@ -255,11 +256,5 @@ def _conclude(console: Console, report: Report, *, as_json: bool, open_page: boo
     say(console, files_line(page, [path for path in others if path.name != SLOPES or len(report.slopes)]))
     if open_page:
         open_in_browser(page)
-    faults = [record for record in report.records if record.status in ("error", "timeout")]
-    if faults:
-        count, of = len(faults), len(report.records)
-        say(console, "the only cell failed:" if of == 1 else f"{'all' if count == of else f'{count} of'} {of} cells failed:")
-    axes = report.plan.axes if report.plan is not None else ("blocks",)
-    for text in fault_sentences(faults, axes):
-        say(console, text)
-    return 1 if faults else 0
+    print_faults([report], console)
+    return 1 if faults_of(report) else 0

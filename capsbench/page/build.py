@@ -12,7 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.axes import axis_unit
 from capsbench.colours import COLOURS, DARK_COLOURS, PALE
+from capsbench.errors import with_flags
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
+from capsbench.options import REPEATED_FLAGS
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.gpus import gpus_data
@@ -24,6 +26,7 @@ from capsbench.sizes import BYTE_UNITS, SECOND_UNITS
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.system.durable import replacing
 from capsbench.words.along import over_text
+from capsbench.words.faults import again_sentence, fault_sentences, faults_head, faults_of
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from capsbench.report import Report
     from capsbench.store.files import SavedTimeline
 
-_ANSWERS = 8
+_ANSWERS = 24
 _VERDICTS = 12
 _NOTES = 20
 _ROOM = 3_600_000
@@ -103,7 +106,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     if len(timelines) < all_timelines:
         limits.append(f"{len(timelines)} of {all_timelines} timelines are on this page: name fewer reports to see the others.")
     title = " and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports"
-    notes = cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME)
+    faults = cut_list([text for report in apart for text in _fault_notes(report, named=alone is None)], _NOTES)
+    notes = [*faults, *cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME)]
     return _template().render(
         title=title, reports=data["reports"], lines=len(page_series), cells=len(records),
         over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
@@ -126,6 +130,17 @@ def with_unique_names(reports: Iterable["Report"]) -> list["Report"]:
         taken.add(name)
         found.append(report if name == report.name else report.named(name))
     return found
+
+
+def _fault_notes(report: "Report", *, named: bool) -> list[str]:
+    """Notes on the cells of a report that failed, each error once; `named` if the page shows other reports as well."""
+    faults = faults_of(report)
+    if not faults:
+        return []
+    again = with_flags(again_sentence(report), REPEATED_FLAGS)
+    texts = [*fault_sentences(faults, report.axes), again]
+    start = f"{report.name}: {faults_head(report)}" if named else faults_head(report).capitalize()
+    return [f"{start}: {text}" if number == 0 else text for number, text in enumerate(filter(None, texts))]
 
 
 def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: cells.Texts) -> tuple[str, list[str]]:

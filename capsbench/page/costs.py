@@ -12,6 +12,7 @@ from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.words.along import places_text
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.slopes_in_words import INEXACT_NOTE, NOISY, inexact_mark
 from capsbench.words.units import quantity_text
 
@@ -113,7 +114,7 @@ def notes_on(page_series: Iterable[Mapping[str, Any]]) -> str:
     noise = dict.fromkeys(name for fit in fits if fit["noise"] for name in fit["noise"].split(","))
     notes = ["× is the ratio to ResCapsNet’s slope."] if any(fit["ratioText"] for fit in fits) else []
     notes += [f"{INEXACT_NOTE}."] if any(inexact_mark(fit["certainty"]) for fit in fits) else []
-    return " ".join([*notes, *([f"{NOISY} noisy: {', '.join(noise)}."] if noise else [])])
+    return " ".join([*notes, *([f"{NOISY} {disturbed_by(noise)}."] if noise else [])])
 
 
 def _without(axis: str) -> str:

@@ -1,5 +1,6 @@
 """The options of a sweep, with the values of each, as they were asked for."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -150,6 +151,14 @@ def _shapes(given: object) -> object:
     return given
 
 
+def _no_number(name: str, value: object) -> ConfigurationError:
+    """The error of a value of an axis that is no number, such as a range with a step of 0."""
+    if isinstance(value, str) and re.fullmatch(r"\d+-\d+:0+", value):
+        right = f"give a step of 1 or more: {value.partition(':')[0]}:16"
+        return ConfigurationError(f"`vary` {name} {value} has a step of 0", right)
+    return ConfigurationError(f"`vary` {name} {value!r} is not a number", AXIS_FORMS)
+
+
 def axis_values(name: str, given: object) -> tuple[Any, ...]:
     """The values of an axis, ascending, each once.
 
@@ -183,7 +192,7 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
         return tuple(sorted(shapes, key=lambda text: shapes[text][1:]))
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"`vary` {name} {value!r} is not a number", AXIS_FORMS)
+            raise _no_number(name, value)
         if fault := fault_of(value):
             raise ConfigurationError(f"`vary` {name}: {fault}", AXIS_FORMS)
         if name in ("blocks", IMAGE_SIZE) and (not isinstance(value, int) or not 1 <= value <= DEEPEST):

@@ -13,10 +13,10 @@ from capsbench.records import Cell, Pass, Plan, Record
 from capsbench.sweep.groups import groups_of
 from capsbench.timed_rounds import TurnsTaken
 
-_START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
+_START_SECONDS = {"cpu": 4.0, "cuda": 8.0}
 """Seconds for a process's imports, and for a GPU's context."""
 
-_FORK_SECONDS = 2.0
+_FORK_SECONDS = 1.2
 """Seconds for the building and the trace of a cell whose bytes are counted by a fork that has everything imported."""
 
 _BUILD_SECONDS = 0.5
@@ -70,6 +70,9 @@ class Estimate:
         on_cpu = any(cell.configuration.device == "cpu" for cell in left)
         self._speed = _convolution_flops_per_second() if on_cpu else _CUDA_FLOPS
         in_turn = {cell.key() for group in groups_of(plan) for cell in group}
+        self._in_turn = in_turn
+        self._starts = self._first_starts(left)
+        """Seconds of the processes that have yet to start and that several cells share, by the pass that needs them."""
         self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
         """The expected seconds of each cell."""
         self.at_once = 1.0
@@ -90,7 +93,8 @@ class Estimate:
         factor = self._taken / self._guessed if self._guessed else 1.0
         guesses = [guess for key, guess in self._left.items() if key not in self._of_turns]
         at_once = max(1.0, min(self.at_once, len(guesses)))
-        least, most = sum(guess.least(factor) for guess in guesses), sum(guess.most(factor) for guess in guesses)
+        starts = factor * sum(self._starts.values()) if guesses else 0.0
+        least, most = (starts + sum(one(guess, factor) for guess in guesses) for one in (_Guess.least, _Guess.most))
         return least / at_once, most / at_once + self._turns_left()
 
     def started(self, cell: Cell) -> None:
@@ -99,6 +103,7 @@ class Estimate:
     def took_turns(self, state: TurnsTaken) -> None:
         """Correct the estimate of cells that take turns, whose time budget is one."""
         # Ends of a series that have their times already take part, and are no cells that are left.
+        self._starts = {}
         taking = [cell.key() for cell in state.cells if cell.key() in self._left]
         self._of_turns = {key: state.seconds_left / len(taking) for key in taking}
 
@@ -110,6 +115,8 @@ class Estimate:
             self._compare(self._guess(record.cell, in_turn=True, passes=("memory",)), record)
             return
         guess = self._left.pop(key, _Guess(0.0))
+        if not self._left.keys() & self._in_turn:
+            self._starts.pop("time", None)
         if key in self._of_turns:
             # With the first of their records the turns of all are over, whatever was left of the budget.
             self._of_turns = dict.fromkeys(self._of_turns, 0.0)
@@ -118,9 +125,22 @@ class Estimate:
 
     def _compare(self, guess: _Guess, record: Record) -> None:
         """Correct the estimate by the time that something took."""
+        # The first cell waits for the process that all others are forks of.
+        start = self._starts.pop("memory", 0.0)
         if record.duration_seconds is not None:
-            self._guessed += guess.most()
+            self._guessed += guess.most() + start
             self._taken += record.duration_seconds
+
+    def _first_starts(self, left: Sequence[Cell]) -> dict[Pass, float]:
+        """Seconds until the process is ready whose forks count bytes, and until those are in which cells take turns."""
+        measured = [cell.configuration for cell in left if not cell.configuration.is_predicted()]
+        found: dict[Pass, float] = {}
+        if "memory" in self._plan.passes and any(one.device == "cpu" for one in measured):
+            found["memory"] = _START_SECONDS["cpu"]
+        kinds = {cell.configuration.device_kind() for cell in left if cell.key() in self._in_turn}
+        if "time" in self._plan.passes and kinds:
+            found["time"] = self._plan.processes * max(_START_SECONDS.get(kind, 8.0) for kind in kinds)
+        return found
 
     def _turns_left(self) -> float:
         return sum(share for key, share in self._of_turns.items() if key in self._left)

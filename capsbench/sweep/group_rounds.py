@@ -207,13 +207,13 @@ def what_more_would_buy(slopes: SlopesSoFar, rounds: int, plan: Plan) -> str:
     elif share > 2:
         text = f"a slope of training time cannot be distinguished from 0 after {rounds} rounds"
     else:
-        text = f"slopes of training time are known within ± {share / 2:.0%} after {rounds} rounds"
-        text += f", not ± {asked / 2:.0%}" if share > asked else ""
+        text = f"after {rounds} rounds the slopes of training time are known to ± {share / 2:.0%}"
+        text += f", where ± {asked / 2:.0%} was asked for" if share > asked else ""
     if share is not None:
         more_seconds = share > asked and plan.budget_seconds
-        longer = f"{4 * plan.budget_seconds:g} seconds of `time_budget`" if more_seconds else "four times as many"
+        longer = f"`time_budget` {4 * plan.budget_seconds:g}" if more_seconds else "four times as many rounds"
         # Rounds of an earlier sweep stay as many as they are.
-        text += f"; {longer} would narrow the interval by {slopes.narrowed_by(3 * rounds):.0%}"
+        text += f"; with {longer} the widest interval would be about {slopes.narrowed_by(3 * rounds):.0%} narrower"
     if slopes.processes_prevail:
-        text += "; processes differ by more than their rounds, so that more `processes` would narrow it"
+        text += "; processes differ from each other by more than their rounds do, so that more `processes` would help more"
     return text

@@ -42,6 +42,12 @@ class Progress(Display):
         self._current = ""
         self._records: dict[str, Record] = {}
         self._round = 0
+        self._taking = 0
+        """Number of cells that take turns; 0 before they do."""
+        self._timed: set[str] = set()
+        """Keys of the cells whose times followed their memory."""
+        self._messages: dict[str, str] = {}
+        """The first cell of each message of a failure."""
         self._ending: float | None = None
         """Time from which on less than a second was expected to be left; None if more is."""
 
@@ -51,15 +57,20 @@ class Progress(Display):
 
     def finished(self, record: Record) -> None:
         """Show a record that is on the disk."""
-        self._records[record.cell.key()] = record
+        key = record.cell.key()
+        if self._taking and key in self._records:
+            self._timed.add(key)
+        self._records[key] = record
         self._current = ""
-        self._say(f"{self._counter()}  {printable(_one_line(record))}; {self._times()}")
+        self._say(f"{self._counter(record)}  {printable(_one_line(record, self._message(record)))}; {self._times()}")
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Show a round of cells that take turns."""
         known = "" if state.slopes_share is None else f", {_known(state.slopes_share / 2)}"
         rounds = state.rounds
-        self._current = f"{len(state.cells)} cells in turn{' on a worker' if rounds is None else f': round {rounds}{known}'}"
+        self._taking = max(self._taking, len(state.cells))
+        where = " on a worker" if rounds is None else f": round {rounds}{known}"
+        self._current = f"times of {len(state.cells)} cell{'' if len(state.cells) == 1 else 's'} in turn{where}"
         # A line for every round would be hundreds.
         if rounds is None or rounds >= 2 * self._round:
             self._round = rounds or 0
@@ -69,8 +80,20 @@ class Progress(Display):
         if not self._console.is_terminal:
             self._console.print(Text(text), soft_wrap=True)
 
-    def _counter(self) -> str:
-        return f"{len(self._records)}/{self._cells}"
+    def _message(self, record: Record) -> str | None:
+        """The message of a record; one that an earlier cell had too is not printed again."""
+        if not record.message:
+            return None
+        label = record.cell.label()
+        earlier = self._messages.setdefault(record.message, label)
+        return record.message if earlier == label else f"as {earlier}"
+
+    def _counter(self, record: Record | None = None) -> str:
+        """The number of cells that are done: `2/9`, `memory 2/9` if their times follow, `times 2/9` of cells that took turns."""
+        if record is not None and record.cell.key() in self._timed:
+            return f"times {len(self._timed)}/{self._taking}"
+        first = record is not None and record.kind == "measured" and record.memory is not None and record.time is None
+        return f"{'memory ' if first else ''}{len(self._records)}/{self._cells}"
 
     def _times(self) -> str:
         now = time.monotonic()
@@ -86,7 +109,8 @@ class Progress(Display):
         elapsed, (_, most) = time.monotonic() - self._began, self._remaining()
         bar = ProgressBar(total=max(elapsed + most, 1e-9), completed=elapsed, width=_BAR)
         head = Table.grid(padding=(0, 1))
-        head.add_row(bar, Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold"))
+        counter = "" if self._taking and self._current else f"{self._counter()}  "
+        head.add_row(bar, Text(f"{counter}{self._current or 'done'}  ({self._times()})", style="bold"))
         if not self._records:
             return head
         return Group(cells_table(to_frame(("", record) for record in self._records.values()), last=_ROWS), head)
@@ -94,13 +118,11 @@ class Progress(Display):
 
 def _known(share: float) -> str:
     """Text on the slopes so far, of which this is half the width of the widest interval over its slope."""
-    return f"slopes known within ± {share:.0%}" if share <= 1 else "slopes not yet known"
+    return f"slopes known to ± {share:.0%} so far" if share <= 1 else "slopes not yet known"
 
 
-def _one_line(record: Record) -> str:
-    parts = [f"{record.cell.label()}: {record.status}"]
-    if record.message:
-        parts.append(record.message)
+def _one_line(record: Record, message: str | None) -> str:
+    parts = [f"{record.cell.label()}: {record.status}", *([message] if message else [])]
     if record.memory and not (record.time and record.time.rounds):
         figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
         parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]

@@ -16,6 +16,7 @@ from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.accuracy import accuracy_cells
 from capsbench.words.along import number_text, places_text
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
@@ -165,7 +166,7 @@ def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
 def _footnote(table: pd.DataFrame, *notes: str) -> dict[str, Any]:
     """Arguments with which rich puts lines beneath a table: notes, and the meaning of `~` with the noise."""
     found = noises(table)
-    lines = [*filter(None, notes)] + [f"{NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
+    lines = [*filter(None, notes)] + [f"{NOISY} {printable(disturbed_by(found))}"] * bool(found)
     return {"caption": "\n".join(lines), "caption_justify": "left"} if lines else {}
 
 

@@ -9,6 +9,7 @@ from capsbench.axes import per_unit
 from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.slopes_in_words import Row, declared_remarks, row_basis, row_ratio, row_shape, row_slope
 
 Piece = tuple[bool, str]
@@ -114,12 +115,13 @@ def _time(cost: CostWords) -> list[Piece]:
     if not cost.has_interval:
         pieces.append((False, " (by two values alone, which give no interval)"))
     basis: list[Piece] = [(False, f" ({cost.basis})")] if cost.basis else []
-    noise: list[Piece] = [(False, f" (noisy: {cost.noise.replace(',', ', ')})")] if cost.noise else []
+    noise: list[Piece] = [(False, f" ({disturbed_by(cost.noise.split(','))})")] if cost.noise else []
     return [*pieces, *basis, *_shape_note(cost), *noise]
 
 
 def _ratio(cost: CostWords) -> list[Piece]:
-    return [(False, ", "), (True, f"{cost.ratio} ×"), (False, " ResCapsNet's")] if cost.ratio else []
+    # Of nothing there is no share.
+    return [(False, ", "), (True, f"{cost.ratio} times"), (False, " as much as ResCapsNet")] if cost.ratio and cost.slope else []
 
 
 def _shape_note(cost: CostWords) -> list[Piece]:

@@ -139,19 +139,20 @@ def declared_remarks(row: Row) -> list[str]:
 
 
 def row_basis(row: Row) -> str:
-    """The part of a step that the slope of a row is of, if cells took turns: `blocks and optimizer, in turn`; empty otherwise."""
+    """The part of a step that was timed, if cells took turns: `in the blocks and the optimizer`; empty otherwise."""
     if row["basis"] == "cells":
         return ""
     step = "step" if row["metric"] == "train" else "pass"
     growing = "blocks" if row[AXIS_COLUMN] == "blocks" else "growing parts"
-    part = f"whole {step}" if row["basis"] == "turns" else f"{growing} and optimizer" if row["metric"] == "train" else growing
-    return f"{part}, in turn"
+    if row["basis"] == "turns":
+        return f"in the whole {step}"
+    return f"in the {growing}{' and the optimizer' if row['metric'] == 'train' else ''}"
 
 
 def basis_note(table: pd.DataFrame) -> str:
-    """The parts of a step that slopes of times are of, for all rows: `train: blocks and optimizer, in turn`; empty for none."""
+    """The parts of a step that slopes of times are of, for all rows: `training time in the whole step`; empty for none."""
     found: dict[str, list[str]] = {}
     for row in table[table["basis"] != "cells"].to_dict("records"):
         found.setdefault(row["metric"], []).append(row_basis(row))
-    parts = (f"{METRICS[name].title}: {' or '.join(dict.fromkeys(words))}" for name, words in found.items())
-    return "; ".join(parts)
+    parts = [f"{METRICS[name].title} {' or '.join(dict.fromkeys(words))}" for name, words in found.items()]
+    return f"timed, while cells took turns: {', '.join(parts)}" if parts else ""

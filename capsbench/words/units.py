@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
 
 from capsbench.errors import ConfigurationError
 from capsbench.sizes import BYTE_UNITS, GIB, KIB, MIB, SECOND_UNITS, Unit
@@ -74,8 +75,8 @@ def quantity_text(value: float, *, is_bytes: bool, unit: Unit | None = None) -> 
     """
     if math.isnan(value):
         return "-"
-    size, name, decimals = unit or common_unit([value], is_bytes=is_bytes)
-    # An exact 0 has no decimals in any unit.
+    # An exact 0 has the smallest unit, without decimals, whatever stands in its column.
+    size, name, decimals = (unit if value else None) or common_unit([value], is_bytes=is_bytes)
     return f"{number_with(value / size, decimals if value else 0)} {name}"
 
 
@@ -87,11 +88,12 @@ def slope_text(slope: float, low: float, high: float, *, is_bytes: bool, unit: U
         low: one end of its interval; NaN where there is none.
         high: the other end.
         is_bytes: whether its unit is bytes.
-        unit: unit to print it in; by default the one that suits it.
+        unit: unit to print it in; by default, and for an exact 0, the one that suits it.
     """
     if math.isnan(slope):
         return "-"
-    found = unit or common_unit(slope_values(slope, low, high, is_bytes=is_bytes), is_bytes=is_bytes)
+    values = slope_values(slope, low, high, is_bytes=is_bytes)
+    found = (unit if any(values) else None) or common_unit(values, is_bytes=is_bytes)
     return f"{slope_number(slope, low, high, is_bytes=is_bytes, unit=found)} {found[1]}"
 
 
@@ -187,5 +189,8 @@ def _enough(value: float, decimals: int) -> int:
 
 
 def _fixed(value: float, decimals: int) -> str:
-    # Adding 0 makes -0 a 0.
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+    if not math.isfinite(value):
+        return f"{value}"
+    # A value halfway between two is rounded away from 0, as in the page's scripts. Adding 0 makes -0 a 0.
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+    return f"{rounded + 0:.{decimals}f}"

@@ -1,14 +1,18 @@
-// A cue above each table that is wider than its place: it can be scrolled sideways.
+// A cue above each table that is larger than its place: it can be scrolled sideways, or down.
 
 import { element } from "./dom.js";
 
 const CUE = "more columns: scroll sideways →";
+const DOWN = "more lines: scroll down ↓";
 
 function follow(scroll) {
   const cue = element("p", { class: "cue", "aria-hidden": "true", hidden: true }, CUE);
   scroll.before(cue);
   const look = () => {
-    cue.hidden = scroll.scrollWidth <= scroll.clientWidth + 1;
+    const wide = scroll.scrollWidth > scroll.clientWidth + 1;
+    const high = scroll.scrollHeight > scroll.clientHeight + 1;
+    cue.hidden = !(wide || high);
+    cue.textContent = [...(wide ? [CUE] : []), ...(high ? [DOWN] : [])].join("; ");
   };
   const sizes = new ResizeObserver(look);
   sizes.observe(scroll);

@@ -50,21 +50,24 @@ export function drawFits() {
   redraw(byId("fits-chart"));
   const names = namesOf(found.map(({ index }) => index));
   const { unit } = DATA.axes[axisNow()];
+  const alike = found.length > 1 && new Set(found.map(answersOf)).size === 1;
   const text =
     `Solid as far as it was measured, dotted beyond: the least memory (${quantitiesText(found)}) of a larger network, which is on ` +
-    `its line or on that of all that is alive at the end of forward or of backward, whichever is higher. ${driftText(found)}` +
+    `its line or on that of all that is alive at the end of forward or of backward, whichever is higher. ${driftText(found)}${alike ? alikeText(unit, found[0]) : ""}` +
+    `Numbers beyond the measured ones have two digits and an “about”, since they are continued from few positions. ` +
     `Dashed levels: what a GPU has for a process's tensors, without CUDA's context. A device needs room for fragments as well.`;
   byId("fits-caption").replaceChildren(keys(found.map(({ index }) => keyOf(LINES[index], names.get(index)))), note(text));
   makeTable(byId("fits-table"), "fits-table", {
     name: `The most ${unit}s that may fit`,
-    rows: found,
+    rows: alike ? found.slice(0, 1) : found,
     columns: [
-      { label: "line", value: ({ index }) => names.get(index), name: true },
+      { label: "line", value: ({ index }) => (alike ? `all ${found.length} lines` : names.get(index)), name: true },
       { label: "memory", value: ({ metric }) => metric.title },
+      { label: "from", value: measuredAt },
       ...DATA.gpus.map((gpu) => ({
         label: gpu.title,
         value: (one) => largest(one, gpu.bytes) ?? 0,
-        text: (one) => fitText(largest(one, gpu.bytes)),
+        text: (one) => fitText(one, largest(one, gpu.bytes)),
         number: true,
       })),
     ],
@@ -72,7 +75,33 @@ export function drawFits() {
 }
 
 const quantitiesText = (found) => [...new Set(found.map(({ metric }) => metric.title))].join(" or ");
-const fitText = (place) => (place === null ? "none" : place === DEEPEST ? `over ${grouped(DEEPEST)}` : grouped(place));
+
+// The positions that a line was measured at, on which its answers rest.
+function measuredAt({ index, metric }) {
+  const cells = cellsOf(index).filter((cell) => isGood(cell, metric));
+  const places = [...new Set(cells.map(placeOf))].sort((one, other) => one - other);
+  const shown = places.length > 4 ? `${places[0]} to ${places.at(-1)}` : places.join(", ");
+  return placeText(axisNow(), shown);
+}
+
+// A number as far as it is known: whole up to the last measured position, and beyond it two digits, which are never too many.
+function fitText({ index }, place) {
+  if (place === null) return "none";
+  if (place === DEEPEST) return `over ${grouped(DEEPEST)}`;
+  if (place <= Math.max(...cellsOf(index).map(placeOf))) return grouped(place);
+  const step = 10 ** Math.max(0, Math.floor(Math.log10(place)) - 1);
+  return `about ${grouped(Math.floor(place / step) * step)}`;
+}
+
+const answersOf = (one) =>
+  JSON.stringify([one.metric.name, measuredAt(one), DATA.gpus.map((gpu) => fitText(one, largest(one, gpu.bytes)))]);
+
+// The reason that all lines have one answer: what one more unit of the axis adds where memory is highest.
+function alikeText(unit, { terms }) {
+  const far = leastAt(terms, DEEPEST);
+  const { slope } = terms.find((term) => heightOn(term, DEEPEST) === far);
+  return `All lines have one answer, since each further ${unit} adds about ${quantity(slope, true)} to the least memory of every one. `;
+}
 
 // The inverse `float` retains nothing at any depth, but gives usable gradients only to some depth.
 function driftText(found) {

@@ -209,7 +209,7 @@ function drawCaption(points) {
     points.map(({ cell }) => cell),
     METRICS[state.tradeoff.time],
   );
-  const text = `Filled markers are on the front: no record with as little memory has a time that is shorter beyond both intervals. ${bars}${several}`;
+  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one. ${bars}${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));
 }

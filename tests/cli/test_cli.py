@@ -479,6 +479,24 @@ def test_a_misspelt_command_has_a_suggestion(command):
     assert_refused(command("slope", "reports"), "No such command 'slope'", "'slopes'")
 
 
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (
+            "compare a",
+            ("Missing argument 'B'", "A and B are reports", "for example: capsbench compare reports/before reports/after"),
+        ),
+        ("check reports", ("Missing option '--baseline'", "for example: capsbench check reports/ --baseline baselines/cpu.json")),
+        ("plot", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench plot reports/")),
+        ("show", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench show reports/")),
+        ("estimate model.py", ("no command 'estimate'", "capsbench.estimate(model, inputs)", "'capsbench predict'")),
+        ("run --vary batch-size=16-64:0", ("--vary batch_size 16-64:0 has a step of 0", "give a step of 1 or more: 16-64:16")),
+    ],
+)
+def test_a_request_that_lacks_something_is_answered_with_what_would_be_right(command, typed, named):
+    assert_refused(command(*typed.split()), *named)
+
+
 def test_an_option_of_another_command_is_answered_with_that_command(command):
     assert_refused(
         command("run", "--fit", "batch"), "--fit", "\n'capsbench predict' has one; '", "run --help' shows what it takes\n"
@@ -755,7 +773,7 @@ def test_options_that_would_be_passed_over_are_refused(command, tmp_path, argume
 def test_a_figure_per_pair_of_samples_is_their_median(command, report):
     record = json.loads((report / "records.jsonl").read_text().splitlines()[0])
     record["time"]["train_step_seconds"] = [0.1, 0.3]
-    assert "step 200.0 ms" in _one_line(Record.model_validate(record))
+    assert "step 200.0 ms" in _one_line(Record.model_validate(record), None)
 
 
 # In the eighth training step of a process the network waits for a file, and so do all cells that take turns with it.

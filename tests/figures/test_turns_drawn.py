@@ -98,23 +98,25 @@ def test_a_rest_that_grows_is_said() -> None:
     assert "where the rest grows too, whole steps are drawn" in caption(figure4(frame)[0][2])
     row = fitted_slopes(frame).set_index("metric").reset_index().set_index("metric", drop=False).loc["train"]
     assert row_remarks(row) == ["whole step: its rest grows too"]
-    assert row_basis(row) == "whole step, in turn"
+    assert row_basis(row) == "in the whole step"
 
 
 def test_the_part_of_a_step_is_named_with_its_slope() -> None:
     frame = make_frame(make_turns(MODELS))
     table = fitted_slopes(frame)
-    assert basis_note(table).startswith("training time: blocks and optimizer, in turn; forward time: blocks, in turn")
+    assert basis_note(table).startswith(
+        "timed, while cells took turns: training time in the blocks and the optimizer, forward time in the blocks"
+    )
     shown = "\n".join(line.plain for line in show_lines(frame, table))
-    assert "training time: blocks and optimizer, in turn; inference time: blocks, in turn" in shown
+    assert "training time in the blocks and the optimizer, inference time in the blocks" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
-    assert "blocks and optimizer, in turn" in slopes(frame)._repr_html_()
+    assert "in the blocks and the optimizer" in slopes(frame)._repr_html_()
     row = next(row for row in table.to_dict("records") if row["metric"] == "train")
-    assert "(blocks and optimizer, in turn)" in "".join(text for _, text in _cost({"train": _fit(row)}, frame, "per block"))
+    assert "(in the blocks and the optimizer)" in "".join(text for _, text in _cost({"train": _fit(row)}, frame, "per block"))
 
 
 def test_cells_that_were_timed_alone_have_no_such_note() -> None:
     frame = make_frame([make_record("rescapsnet", blocks) for blocks in (1, 2, 3)])
     table = fitted_slopes(frame)
     assert basis_note(table) == ""
-    assert "in turn" not in "\n".join(line.plain for line in show_lines(frame, table))
+    assert "took turns" not in "\n".join(line.plain for line in show_lines(frame, table))

@@ -342,8 +342,8 @@ def test_tables_and_slopes_say_host_bound_in_words():
     records = [make_record(blocks=blocks, device="cuda:0") for blocks in (1, 2, 3)]
     bound = [one.model_copy(update={"time": one.time.model_copy(update={"noise": ["host-bound"]})}) for one in records]
     frame = to_frame(("made", one) for one in bound)
-    assert "noisy: host-bound" in cells_table(frame).caption
-    assert "noisy: host-bound" in slopes_table(fitted_slopes(frame)).caption
+    assert "disturbed by a GPU that waited for the host" in cells_table(frame).caption
+    assert "disturbed by a GPU that waited for the host" in slopes_table(fitted_slopes(frame)).caption
     assert cells_table(to_frame(("made", one) for one in records)).caption is None
 
 

@@ -135,6 +135,20 @@ def test_an_environment_that_somebody_wrote_by_hand(entry, device):
     assert "What depth costs" in page_html(odd)
 
 
+def test_cells_that_failed_are_on_the_page_with_their_error_once():
+    records = [make_record("mocapsnet", blocks, status="error") for blocks in (1, 2, 4)]
+    html = page_html([source(records, plan=Plan(command="capsbench run --out mine", cells=[]))])
+    first, again = re.findall(r'<p class="warning">([^<]*)</p>', html)[-2:]
+    assert first == "All 3 cells failed: error: mocapsnet at 1, 2, 4 blocks: it was error"
+    assert again == "once this is fixed, this measures these cells again: capsbench run --out mine --resume"
+    plan = Plan(command="capsbench run", cells=[])
+    late = [source([make_record(), make_record(blocks=2, status="timeout")], name, plan=plan) for name in "ab"]
+    html = page_html(late)
+    assert "a: 1 of 2 cells failed: timeout: rescapsnet at 2 blocks: it was timeout" in html
+    assert "with a larger --timeout, this measures these cells again: capsbench run --resume" in html
+    assert "cells failed" not in page_html([source([make_record()])])
+
+
 def test_a_name_that_no_encoding_has(tmp_path):
     path = write_page([source([make_record()], name="caf\udce9")], tmp_path / "page.html")
     assert "caf?" in path.read_text(encoding="utf-8")
@@ -650,7 +664,10 @@ def test_signs_in_the_first_table_are_explained_below_it():
     noisy = [disturbed(make_record("mocapsnet", blocks), "load", "spread") for blocks in (1, 2, 4)]
     _, rows = costs_of([*quiet, *noisy])
     assert [cells[2] for name, cells in rows.items() if name.startswith("MoCapsNet")] == ["30.0 ms~ × 1.5"]
-    assert "× is the ratio to ResCapsNet’s slope. ~ noisy: load, spread." in page_html([source([*quiet, *noisy])])
+    assert (
+        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine, samples that differ widely."
+        in page_html([source([*quiet, *noisy])])
+    )
     alone = page_html([source(quiet)])
     assert "× is the ratio" not in alone
     assert "~ noisy" not in alone

@@ -45,3 +45,20 @@ def test_cells_that_are_measured_at_once_take_their_share_of_the_time():
     assert estimate.seconds_left() == pytest.approx([seconds / 2 for seconds in alone])
     estimate.at_once = 100
     assert estimate.seconds_left() == pytest.approx([seconds / 3 for seconds in alone])
+
+
+def test_the_start_of_processes_that_cells_share_counts_once():
+    cells = [Cell(configuration=make_configuration("mocapsnet", blocks, batch_size=1)) for blocks in (1, 2, 3)]
+    plan = Plan(command="", cells=cells, budget_seconds=0)
+    estimate = Estimate(plan, cells)
+    both = estimate.seconds_left()[0]
+    assert both > Estimate(plan, cells[:1]).seconds_left()[0] > both / 3
+    for cell in cells:
+        estimate.finished(finished(cell, None))
+    before = estimate.seconds_left()[0]
+    estimate.took_turns(TurnsTaken(cells, 1, 0.0, None))
+    assert before > 4 > estimate.seconds_left()[0]
+    failed = Estimate(plan, cells)
+    for cell in cells:
+        failed.finished(make_record("mocapsnet", status="error").model_copy(update={"cell": cell, "duration_seconds": 9.0}))
+    assert failed.seconds_left() == (0, 0)

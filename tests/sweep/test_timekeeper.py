@@ -380,13 +380,13 @@ def test_rounds_of_an_earlier_sweep_are_no_part_of_what_more_would_buy(tmp_path,
     for depths in ((1, 2), (1, 2, 4)):
         plan = plan_of(cells(depths=depths), passes=["time"], budget_seconds=10, slope_share=0.01)
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
-    assert "would narrow the interval by 50%" in heard[0]
+    assert "would be about 50% narrower" in heard[0]
     assert narrowed(heard[1]) < 0.4
 
 
 def narrowed(text):
     """The share by which a longer run would narrow an interval, as a sweep said at its end."""
-    return int(re.search(r"would narrow the interval by (\d+)%", text)[1]) / 100
+    return int(re.search(r"would be about (\d+)% narrower", text)[1]) / 100
 
 
 def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, process, monkeypatch):
@@ -396,8 +396,8 @@ def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, pro
         monkeypatch.setitem(BLOCK, "mocapsnet", slower * BLOCK["mocapsnet"])
         plan = plan_of(cells(depths=depths, models=("mocapsnet",)), passes=["time"], budget_seconds=20)
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
-    assert "would narrow" in heard[0]
-    assert "processes differ by more than their rounds" in heard[1]
+    assert "narrower" in heard[0]
+    assert "processes differ from each other by more than their rounds do" in heard[1]
 
 
 def test_an_end_that_was_timed_alone_gets_rounds(tmp_path, process):
@@ -496,8 +496,8 @@ def test_timing_ends_by_the_slopes_that_a_report_gives(tmp_path, process):
     widths = (table["slope_high"] - table["slope_low"]) / table["slope"]
     (one,) = process.started
     assert len(one.orders) > 12, "the parts that grow would have been enough after twelve rounds"
-    assert f"known within ± {max(widths) / 2:.0%} after {len(one.orders)} rounds" in heard[0]
-    assert "so that more `processes` would narrow it" in heard[0]
+    assert f"after {len(one.orders)} rounds the slopes of training time are known to ± {max(widths) / 2:.0%}" in heard[0]
+    assert "so that more `processes` would help more" in heard[0]
 
 
 def test_slopes_are_fitted_once_for_each_look(tmp_path, process, monkeypatch):
@@ -527,9 +527,13 @@ def test_the_state_is_what_observers_hear(tmp_path, process):
         (
             0.0,
             20,
-            ["known within ± 5%", "four times as many would narrow the interval by 0%", "more `processes` would narrow it"],
+            [
+                "known to ± 5%",
+                "with four times as many rounds the widest interval would be about 0% narrower",
+                "more `processes` would help",
+            ],
         ),
-        (0.5, 10, ["not ± 10%", "40 seconds of `time_budget` would narrow the interval by 4"]),
+        (0.5, 10, ["where ± 10% was asked for", "with `time_budget` 40 the widest interval would be about 4"]),
         (0.0, 0, ["5 rounds are too few"]),
     ],
 )
@@ -549,7 +553,7 @@ def test_a_slope_within_its_noise_is_said_to_be_so(tmp_path, process, monkeypatc
     Timekeeper(plan_of(budget_seconds=10, passes=["time"]), Report(tmp_path), "abcd", notify=heard.append).run()
     (text,) = heard
     assert "cannot be distinguished from 0" in text
-    assert "40 seconds of `time_budget` would narrow the interval by" in text
+    assert "with `time_budget` 40 the widest interval would be about" in text
 
 
 def widths_under_load(folder, budget):

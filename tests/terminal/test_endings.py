@@ -16,13 +16,15 @@ from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
 from capsbench.terminal.prediction import certainty_note, predictions_table
-from capsbench.terminal.sentences import cost_sentences, fault_sentences
+from capsbench.terminal.sentences import cost_sentences
+from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
 from capsbench.words.cost_sentence import named_memory
+from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost
 from capsbench.words.units import common_unit, duration_range, quantity_text
-from helpers.made import MIB, make_frame, make_record, make_turns, make_varied
+from helpers.made import MIB, make_frame, make_record, make_turns, make_varied, write_report
 
 DEPTHS = (1, 2, 3, 4)
 
@@ -64,12 +66,11 @@ def test_each_series_has_a_sentence():
     first, second = cost_sentences(fitted_slopes(swept("rescapsnet", "mocapsnet")))
     assert first == "ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block."
     assert second == (
-        "MoCapsNet retains 0 B more per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block, "
-        "1.5 × ResCapsNet's."
+        "MoCapsNet retains 0 B more per block; its training step takes 30.0 ms longer per block, 1.5 times as much as ResCapsNet."
     )
 
 
-@pytest.mark.parametrize(("basis", "part"), [("edges", "blocks and optimizer, in turn"), ("turns", "whole step, in turn")])
+@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "in the whole step")])
 def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
     assert cost_sentences(table) == [
@@ -98,6 +99,32 @@ def test_cells_that_failed_alike_share_a_sentence():
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "again"),
+    [
+        ("capsbench run --out x", "error", "once this is fixed, this measures these cells again: capsbench run --out x --resume"),
+        ("capsbench run --out=x", "error", "once this is fixed, this measures these cells again: capsbench run --out=x --resume"),
+        ("capsbench run", "timeout", "with a larger `timeout`, this measures these cells again: capsbench run --out f --resume"),
+        ("capsbench.run('x')", "error", "once this is fixed, the same call with resume=True measures these cells again"),
+    ],
+)  # fmt: skip
+def test_the_way_to_measure_cells_that_failed_again(command, status, again):
+    report = Report.of([make_record(status=status)], plan=Plan(command=command, cells=[]))
+    assert again_sentence(report, Path("f")) == again
+
+
+def test_cells_that_failed_are_shown_with_their_error_once(command, tmp_path):
+    records = [make_record("mocapsnet", blocks, status="error") for blocks in (1, 2, 4)]
+    write_report(Report.of(records, "mine", plan=Plan(command="capsbench run", cells=[])), tmp_path / "mine")
+    expected = [
+        "all 3 cells failed:",
+        "error: mocapsnet at 1, 2, 4 blocks: it was error",
+        "once this is fixed, this measures these cells again: capsbench run --out mine --resume",
+    ]
+    assert command("show", "mine").stdout.splitlines()[-3:] == expected
+    assert command("slopes", "mine").stderr.splitlines()[-3:] == expected
+
+
 def test_the_reason_that_there_is_no_slope_counts_the_cells_that_failed():
     def failed(*depths):
         return [make_record("rescapsnet", blocks, status="error") for blocks in depths]
@@ -120,11 +147,12 @@ def test_a_sweep_that_failed_says_what_was_written(depths, tmp_path, capsys):
         report.append(record)
     report.write = lambda: [report.folder / name for name in ("slopes.csv", "figure4.png", "index.html")]
     assert _conclude(console_of(err=True), report, as_json=False, open_page=False) == 1
-    wrote, failed, fault = capsys.readouterr().err.splitlines()
+    wrote, failed, fault, again = capsys.readouterr().err.splitlines()
     assert ("slopes" in wrote) == (len(depths) > 1)
     assert wrote.startswith(f"wrote {report.folder / 'index.html'}, with ")
     assert failed == ("the only cell failed:" if not depths else f"1 of {len(depths) + 1} cells failed:")
     assert fault == "error: rescapsnet at 9 blocks: it was error"
+    assert again == f"once this is fixed, this measures these cells again: capsbench run --out {report.folder} --resume"
 
 
 def test_of_many_series_the_cheapest_and_the_dearest_have_one():
@@ -279,8 +307,8 @@ def test_a_column_has_one_unit():
     )
     text = printed(slopes_table(fitted_slopes(frame)))
     assert "10.00 MiB" in text
-    assert "0 MiB" in text
-    assert not re.search(r"\d (B|KiB|GiB|µs|s)\b", text)
+    assert "0 B" in text, "an exact 0 reads alike everywhere"
+    assert not re.search(r"[^0 ] (B|KiB|GiB|µs|s)\b", text)
     assert set(re.findall(r"\d (B|KiB|MiB|GiB)\b", printed(cells_table(frame)))) == {"MiB"}
     predicted = [make_record("mocapsnet", blocks, device="cuda:predicted", threads=None) for blocks in DEPTHS]
     assert set(re.findall(r"\d (B|KiB|MiB|GiB)\b", printed(predictions_table(predicted)))) == {"MiB"}
@@ -388,7 +416,24 @@ def test_a_unit_suits_the_largest_value():
     assert common_unit([3, 5 * MIB, float("nan")], is_bytes=True)[1] == "MiB"
     assert common_unit([], is_bytes=False)[1] == "µs"
     assert quantity_text(MIB / 2, is_bytes=True, unit=common_unit([2**30], is_bytes=True)) == "0.0005 GiB"
-    assert quantity_text(0, is_bytes=True, unit=common_unit([MIB], is_bytes=True)) == "0 MiB"
+    assert quantity_text(0, is_bytes=True, unit=common_unit([MIB], is_bytes=True)) == "0 B"
+
+
+def test_a_slope_reads_alike_wherever_it_is_printed():
+    records = [make_record(model, blocks) for model in ("mocapsnet", "rescapsnet") for blocks in DEPTHS]
+    sizes = {"mocapsnet": 0, "rescapsnet": 1152}
+    for place, one in enumerate(records):
+        it = one.cell.configuration
+        memory = one.memory.model_copy(update={"retained_bytes": sizes[it.model] * it.blocks})
+        records[place] = one.model_copy(update={"memory": memory})
+    report = Report.of(records, "mine")
+    shown = "\n".join(line.plain for line in show_lines(report.frame, report.slopes))
+    page = page_html([report]).partition("<script")[0]
+    # Of two numbers that are equally close, the larger is printed, as in the page's scripts.
+    for text in (printed(slopes_table(report.slopes)), shown, " ".join(cost_sentences(report.slopes)), page):
+        assert re.search(r"\b0 B\b", text)
+        assert "1.13 KiB" in text
+        assert "0 KiB" not in text
 
 
 @pytest.mark.parametrize(

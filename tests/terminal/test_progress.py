@@ -8,6 +8,7 @@ from rich.console import Console
 from capsbench.terminal import progress
 from capsbench.terminal.progress import Progress
 from capsbench.timed_rounds import TurnsTaken
+from helpers.made import make_record
 
 
 class Clock:
@@ -38,10 +39,10 @@ def shown(left, share=None, rounds=4):
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (None, "0 cells in turn: round 4;"),
+        (None, "times of 0 cells in turn: round 4;"),
         (7.1, "round 4, slopes not yet known;"),
-        (2.0, "slopes known within ± 100%"),
-        (0.4, "slopes known within ± 20%"),
+        (2.0, "slopes known to ± 100% so far"),
+        (0.4, "slopes known to ± 20% so far"),
     ],
 )
 def test_a_slope_that_is_hardly_known_is_called_so(share, text):
@@ -49,7 +50,7 @@ def test_a_slope_that_is_hardly_known_is_called_so(share, text):
 
 
 def test_rounds_that_a_worker_takes_are_not_counted():
-    assert shown(lambda: (3.0, 9.0), rounds=None).startswith("0 cells in turn on a worker; ")
+    assert shown(lambda: (3.0, 9.0), rounds=None).startswith("times of 0 cells in turn on a worker; ")
 
 
 def test_the_last_second_is_not_counted(clock):
@@ -66,3 +67,36 @@ def test_the_last_second_is_not_counted(clock):
         "20 s to 30 s left",
         "almost done",
     ]
+
+
+def lines_of(*records, turns=()):
+    """Lines that records print, the last as many of which follow turns of their cells."""
+    out = io.StringIO()
+    with Progress(Console(file=out, width=400), len(records) - len(turns), lambda: (3.0, 9.0)) as made:
+        for number, record in enumerate(records):
+            if turns and number == len(records) - len(turns):
+                made.took_turns(TurnsTaken(turns, 1, 9.0, None))
+            made.finished(record)
+    return [line.partition(";")[0] for line in out.getvalue().splitlines()]
+
+
+def test_each_pass_counts_its_own_cells():
+    timed = [make_record("rescapsnet", blocks) for blocks in (1, 2)]
+    counted = [one.model_copy(update={"time": None}) for one in timed]
+    lines = lines_of(*counted, *timed, turns=[one.cell for one in timed])
+    assert [line.partition("  ")[0] for line in lines] == [
+        "memory 1/2",
+        "memory 2/2",
+        "times of 2 cells in turn: round 1",
+        "times 1/2",
+        "times 2/2",
+    ]
+    assert lines_of(timed[0])[0].startswith("1/1  ")
+
+
+def test_an_error_of_several_cells_is_printed_once():
+    failed = [make_record("rescapsnet", blocks, status="error") for blocks in (1, 2)]
+    first, second, other = lines_of(*failed, make_record("rescapsnet", 3, status="timeout"))
+    assert first.endswith(": error, it was error")
+    assert second.endswith(f": error, as {failed[0].cell.label()}")
+    assert other.endswith(": timeout, it was timeout")

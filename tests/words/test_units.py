@@ -2,6 +2,7 @@
 
 import pytest
 
+from capsbench.sizes import Unit
 from capsbench.words.units import range_text, slope_number, slope_text, with_interval
 
 
@@ -29,7 +30,7 @@ def test_an_interval_that_is_not_symmetric_has_its_ends(slope, low, high, text):
 
 def test_the_ends_share_the_unit_and_the_decimals_of_the_value():
     assert slope_text(900e-6, 500e-6, 7.7e-3, is_bytes=False) == "0.9 (0.5–7.7) ms"
-    assert slope_text(900e-6, 500e-6, 7.7e-3, is_bytes=False, unit=(1e-6, "µs", 0)) == "900 (500–7700) µs"
+    assert slope_number(900e-6, 500e-6, 7.7e-3, is_bytes=False, unit=Unit(1e-6, "µs", 0)) == "900 (500–7700)"
     assert slope_number(900e-6, 500e-6, 7.7e-3, is_bytes=False, unit=(1e-3, "ms", 1)) == "0.9 (0.5–7.7)"
     assert with_interval(10, 9.99, 10.05, decimals=1) == "10.00 (9.99–10.05)"
 
