@@ -127,5 +127,8 @@ def _one_line(record: Record, message: str | None) -> str:
         figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
         parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]
     if record.time:
-        parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
+        steps = record.time.train_step_seconds
+        # A cell between the ends of a line takes part in few rounds, whose median may be far from what figures draw.
+        count = f" (median of {len(steps)})" if record.time.rounds else ""
+        parts.append(f"step {seconds_text(median(steps))}{count}")
     return ", ".join(parts)

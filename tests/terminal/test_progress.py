@@ -8,7 +8,7 @@ from rich.console import Console
 from capsbench.terminal import progress
 from capsbench.terminal.progress import Progress
 from capsbench.timed_rounds import TurnsTaken
-from helpers.made import make_record
+from helpers.made import make_record, make_turns
 
 
 class Clock:
@@ -100,3 +100,11 @@ def test_an_error_of_several_cells_is_printed_once():
     assert first.endswith(": error, it was error")
     assert second.endswith(f": error, as {failed[0].cell.label()}")
     assert other.endswith(": timeout, it was timeout")
+
+
+def test_the_step_of_a_cell_in_turn_names_its_number_of_rounds():
+    first, between, _ = make_turns(["rescapsnet"], depths=(1, 2, 4), full=3, ends=20)
+    shown = lines_of(first, between, make_record("rescapsnet", 2))
+    assert shown[0].endswith(" (median of 23)")
+    assert shown[1].endswith(" (median of 3)")
+    assert shown[2].endswith("step 140.0 ms")
