@@ -27,6 +27,7 @@ from capsbench.stats.line_fit import fit_line
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_of
 from capsbench.words.along import places_text
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
 from capsbench.words.units import bytes_text
 
@@ -300,7 +301,7 @@ def _caption(
     if in_turn(frame).any():
         shared += _turns_caption(frame) if timed else []
     if timed and (disturbed := noises(frame)):
-        shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
+        shared.append(f"crossed markers: {disturbed_by(disturbed)}")
     shared += _without_result(frame)
     if any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles):
         shared.append("where lines coincide, a wider one with larger markers lies below a narrower one")
@@ -335,8 +336,10 @@ def _turns_caption(frame: pd.DataFrame) -> list[str]:
     one, several, parts = ("depth", "depths", "blocks") if over_depth else ("position", "positions", "growing parts")
     notes = []
     if bases:
-        notes.append(f"times: {several} took turns, bars are 95 % intervals of the difference from the first and last {one}")
+        notes.append(f"times: {several} took turns in rounds; bars: 95 % intervals of differences from the first and last {one}")
     if "edges" in bases:
-        notes.append(f"{parts} and optimizer are timed by themselves, and the rest of a step is drawn equal at all {several}")
+        notes.append(
+            f"points differ by the time in {parts} and optimizer alone; the rest of a step is its median over all {several}"
+        )
     grows = any(line.turns.rest_grows for line in lines if line.turns is not None)
     return [*notes, "where the rest grows too, whole steps are drawn"] if grows else notes

@@ -34,6 +34,7 @@ from capsbench.stats.intervals import StandardError
 from capsbench.stats.lasting import expected_lasting
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.processes import SHARED_OF_RATIO
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.modules import module_changes
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer", "inference-kept"})
@@ -212,7 +213,7 @@ class PairedSeries:
         beyond = abs(change.after - change.before) > threshold * abs(change.before)
         matters = beyond and agree
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
-        remarks = [remark, CONTRADICTED if beyond and not agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
+        remarks = [remark, CONTRADICTED if beyond and not agree else "", disturbed_by(noises) if noises else ""]
         if not matters and half > self.limits.time_share * abs(change.before) > 0:
             within = 100 * half / abs(change.before)
             remarks.append(f"known within {within:.0f} % only" if within <= 100 else "uncertain by more than its own size")
@@ -232,7 +233,7 @@ class PairedSeries:
         cells = alone
         before, after, relative = _paces(cells, name)
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
-        why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
+        why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([disturbed_by(noises)] if noises else []))
         places = [Place(old.position, old.replicate) for old, _ in cells]
         level = level_change(before, after, places)
         if level is None:

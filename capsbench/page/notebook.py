@@ -17,6 +17,7 @@ from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of
 from capsbench.words.along import over_text
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_remarks, row_slope
 
 _Key = tuple[str, ...]
@@ -121,7 +122,7 @@ def _row(
 ) -> str:
     """A row of the table; `per` names the unit of the axis, after the slope."""
     remarks = [*row_remarks(row), *filter(None, [row_basis(row)])]
-    remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
+    remarks += [disturbed_by(row["noise"].split(","))] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,

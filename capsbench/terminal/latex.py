@@ -14,6 +14,7 @@ from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import SHOWN
+from capsbench.words.disturbances import disturbed_by
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import (
     INEXACT_NOTE,
@@ -43,7 +44,7 @@ class _Marks:
         self._has_unknown |= unknown
         self._has_inexact |= bool(row_mark(row))
         remarks = [] if unknown else row_remarks(row)
-        remarks += [f"noisy: {', '.join(row['noise'].split(','))}"] if row["noise"] else []
+        remarks += [disturbed_by(row["noise"].split(","))] if row["noise"] else []
         letters = [self._letters.setdefault(remark, _letter(len(self._letters))) for remark in remarks]
         return f"$^{{{','.join(letters)}}}$" if letters else ""
 

@@ -100,7 +100,7 @@ def test_noisy_times_are_crossed_out_in_figures(draw):
     figure = draw(frame)
     assert crosses(panel(figure, "training")) == {2, 5}
     assert crosses(panel(figure, "retained")) == set()
-    assert "crossed markers are noisy: load" in figure.get_supxlabel()
+    assert "crossed markers: disturbed by other work on the machine" in figure.get_supxlabel()
 
 
 @BOTH

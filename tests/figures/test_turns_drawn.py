@@ -40,7 +40,7 @@ def test_times_rise_as_the_parts_that_grow_do() -> None:
     for title, model in (("CapsNet", "capsnet"), ("ResCapsNet", "rescapsnet"), ("MoCapsNet", "mocapsnet")):
         (_, first), *_, (_, last) = drawn[title]
         assert (last - first) / 7 == pytest.approx(SECONDS_PER_BLOCK[model], rel=0.1)
-    assert "the rest of a step is drawn equal at all depths" in caption(panel)
+    assert "the rest of a step is its median over all depths" in caption(panel)
     assert "depths took turns" in caption(panel)
 
 

@@ -193,7 +193,7 @@ def with_noise(records, noise, count):
 def test_noise_is_told_with_the_verdict():
     noisy = with_noise(seeded_run(slower=1.3), "spread", 1)
     level = one(compare(in_brief(seeded_run()), in_brief(noisy)), "train", "level")
-    assert (level.verdict, level.why) == ("worse", "noisy: spread")
+    assert (level.verdict, level.why) == ("worse", "disturbed by samples that differ widely")
 
 
 def test_cells_that_shared_the_cores_say_nothing_of_time():

@@ -261,11 +261,11 @@ def test_a_remark_on_a_slope_is_a_letter_with_a_line_in_the_legend():
     table = fitted_slopes(bent_frame()).assign(noise="busy,drift")
     text = slopes_latex(table)
     assert "$^{a,b}$" in text
-    assert text.splitlines()[1:3] == ["% a: not a line", "% b: noisy: busy, drift"]
+    assert text.splitlines()[1:3] == ["% a: not a line", "% b: disturbed by busy, times that rose or fell"]
     # Without a measurable change the noise is the only remark.
     text = slopes_latex(fitted_slopes(noisy_frame()).assign(noise="busy"))
     assert re.search(r"n\.s\.\} \(\$\\pm\$[\d.]+\)\$\^\{a\}\$", text)
-    assert [line for line in text.splitlines() if line.startswith("%")][2:] == ["% a: noisy: busy"]
+    assert [line for line in text.splitlines() if line.startswith("%")][2:] == ["% a: disturbed by busy"]
 
 
 def test_a_column_of_curves_has_no_unit_in_its_head():
