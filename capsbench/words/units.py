@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 from capsbench.errors import ConfigurationError
 from capsbench.sizes import BYTE_UNITS, GIB, KIB, MIB, SECOND_UNITS, Unit
@@ -13,6 +13,8 @@ _PICOSECOND = 1e-12
 """Width of half an interval below which a time is exact: no clock is as fine."""
 _LOPSIDED = 0.2
 """Distance of a value from the middle of its interval, over half the interval's width, beyond which the ends are printed."""
+_ALL_DIGITS = Context(prec=400)
+"""Digits enough for every float, which has up to 309 before the point."""
 
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 
@@ -192,5 +194,5 @@ def _fixed(value: float, decimals: int) -> str:
     if not math.isfinite(value):
         return f"{value}"
     # A value halfway between two is rounded away from 0, as in the page's scripts. Adding 0 makes -0 a 0.
-    rounded = Decimal(value).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
-    return f"{rounded + 0:.{decimals}f}"
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP, _ALL_DIGITS)
+    return f"{_ALL_DIGITS.add(rounded, Decimal(0)):.{decimals}f}"

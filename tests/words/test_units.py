@@ -3,7 +3,7 @@
 import pytest
 
 from capsbench.sizes import Unit
-from capsbench.words.units import range_text, slope_number, slope_text, with_interval
+from capsbench.words.units import quantity_text, range_text, slope_number, slope_text, with_interval
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,12 @@ def test_the_ends_share_the_unit_and_the_decimals_of_the_value():
     assert slope_number(900e-6, 500e-6, 7.7e-3, is_bytes=False, unit=Unit(1e-6, "µs", 0)) == "900 (500–7700)"
     assert slope_number(900e-6, 500e-6, 7.7e-3, is_bytes=False, unit=(1e-3, "ms", 1)) == "0.9 (0.5–7.7)"
     assert with_interval(10, 9.99, 10.05, decimals=1) == "10.00 (9.99–10.05)"
+
+
+@pytest.mark.parametrize("value", [1e30, 1e308])
+def test_a_number_of_any_size_has_all_of_its_digits(value):
+    assert quantity_text(value, is_bytes=False) == f"{value:.2f} s"
+    assert float(quantity_text(value, is_bytes=True).partition(" ")[0]) == pytest.approx(value / 2**30)
 
 
 def test_a_range_with_a_minus_sign_is_in_words():
