@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError, unknown_name
+from capsbench.options import AXES_OF_FIELDS
 from capsbench.typed_values import Setting, parsed_values
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -162,14 +163,16 @@ def whole_number(least: int, most: int | None = None) -> Parsed:
 
 def _varied(flag: str, text: str) -> str:
     """The end of a hint to a command that varies numbers, if a flag of one number was given several."""
-    context = click.get_current_context(silent=True)
+    context, name = click.get_current_context(silent=True), flag.removeprefix("--")
     if context is None or not any(param.name == "vary" for param in context.command.params):
+        return ""
+    if name.replace("-", "_") not in AXES_OF_FIELDS:  # the number of samples is no axis
         return ""
     try:
         several = len(parsed_values(text)) > 1
     except ValueError:
         several = False
-    return f", or vary it: --vary {flag.removeprefix('--')}={text}" if several else ""
+    return f", or vary it: --vary {name}={text}" if several else ""
 
 
 def whole_numbers(least: int, doubling_beyond: int | None = None) -> Parsed:

@@ -190,6 +190,8 @@ def test_a_basis_is_kept_in_the_plan_and_resuming_adds_another(command, tmp_path
         (("run", "--models", "rescapsnet", "--capsules", "8-16:8"), ", or vary it: --vary capsules=8-16:8"),
         (("run", "--models", "rescapsnet", "--batch-size", "many"), ""),
         (("train", "--model", "rescapsnet", "--batch-size", "1,2"), ""),
+        (("run", "--models", "rescapsnet", "--repeats", "1,2"), ""),
+        (("run", "--models", "rescapsnet", "--processes", "2-4"), ""),
     ],
 )
 def test_several_numbers_where_one_is_taken_name_the_option_that_varies_it(command, typed, hint):
