@@ -110,7 +110,7 @@ class Estimate:
     def finished(self, record: Record) -> None:
         """Correct the estimate by the time of a finished cell, or of its memory pass."""
         key = record.cell.key()
-        if record.status == "ok" and record.time is None and "time" in self._plan.passes:
+        if record.status == "ok" and record.kind == "measured" and record.time is None and "time" in self._plan.passes:
             self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
             self._compare(self._guess(record.cell, in_turn=True, passes=("memory",)), record)
             return

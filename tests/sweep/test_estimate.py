@@ -37,6 +37,14 @@ def test_bytes_that_took_longer_show_a_slower_machine_and_leave_the_time_budget_
     assert 300 < times[1] < 300 + slower * (most - 300)
 
 
+def test_predicted_cells_are_done_though_they_have_no_times():
+    cells = [Cell(configuration=make_configuration("mocapsnet", blocks, device="cpu:predicted")) for blocks in (1, 4)]
+    estimate = Estimate(Plan(command="", cells=cells), cells)
+    for cell in cells:
+        estimate.finished(finished(cell, 2.0).model_copy(update={"kind": "predicted"}))
+    assert (estimate.cells_left(), estimate.seconds_left()) == (0, (0, 0))
+
+
 def test_cells_that_are_measured_at_once_take_their_share_of_the_time():
     cells = [Cell(configuration=make_configuration("mocapsnet", blocks)) for blocks in (1, 4, 8)]
     estimate = Estimate(Plan(command="", cells=cells, passes=["memory"]), cells)
