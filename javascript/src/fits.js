@@ -96,10 +96,11 @@ function fitText({ index }, place) {
 const answersOf = (one) =>
   JSON.stringify([one.metric.name, measuredAt(one), DATA.gpus.map((gpu) => fitText(one, largest(one, gpu.bytes)))]);
 
-// The reason that all lines have one answer: what one more unit of the axis adds where memory is highest.
+// The reason that all lines have one answer: what one more unit of the axis adds where memory is highest, unless that is a curve.
 function alikeText(unit, { terms }) {
   const far = leastAt(terms, DEEPEST);
-  const { slope } = terms.find((term) => heightOn(term, DEEPEST) === far);
+  const { shape, slope } = terms.find((term) => heightOn(term, DEEPEST) === far);
+  if (shape !== "line") return "All lines have one answer. ";
   return `All lines have one answer, since each further ${unit} adds about ${quantity(slope, true)} to the least memory of every one. `;
 }
 
