@@ -31,7 +31,16 @@ API = {
     "reversible": ("Reversible stacks", "reversible.MomentumStack", "reversible.DriftWarning", "stepping.step_in_backward"),
     "training": ("Training", "training.train", "training.TrainingSettings", "training.Result", "training.EpochFigures"),
     "testing": ("Tests of memory", "testing.memory_slope", "testing.MemorySlope", "testing.grown_memory"),
-    "stats": ("Statistics", "fit_slope", "SlopeFit", "stats.slopes", "stats.intervals", "stats.median", "stats.linearity"),
+    "stats": (
+        "Statistics",
+        "fit_slope",
+        "SlopeFit",
+        "stats.slopes",
+        "stats.line_fit",
+        "stats.intervals",
+        "stats.median",
+        "stats.linearity",
+    ),
     "allocator": ("CUDA's allocator", "tracing.cuda_allocator"),
     "errors": ("Errors", "errors"),
 }
