@@ -219,7 +219,8 @@ class Screen:
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
         """Announce the remaining cells, and show the progress."""
         estimate = Estimate(plan, left) if self._data is None else self.announce(plan, report, left)
-        with Progress(self._console, estimate.cells_left(), estimate.seconds_left) as progress:
+        follow = "time" in plan.passes
+        with Progress(self._console, estimate.cells_left(), estimate.seconds_left, times_follow=follow) as progress:
             yield estimate, progress
 
 

@@ -15,6 +15,7 @@ from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.words.printable import printable
+from capsbench.words.slopes_in_words import inexact_mark
 from capsbench.words.units import bytes_text, duration_range, duration_text, seconds_text
 
 _ROWS = 8
@@ -31,13 +32,17 @@ class Progress(Display):
         console: console to draw on.
         cells: number of cells left to measure.
         remaining: the least and the most seconds that the cells not yet done will take.
+        times_follow: whether cells whose memory was measured have their times later.
     """
 
-    def __init__(self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]]) -> None:
+    def __init__(
+        self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]], *, times_follow: bool = False
+    ) -> None:
         # Once a second, because a display that draws more often would disturb the measurement.
         super().__init__(console, per_second=1)
         self._cells = cells
         self._remaining = remaining
+        self._times_follow = times_follow
         self._began = time.monotonic()
         self._current = ""
         self._records: dict[str, Record] = {}
@@ -92,8 +97,8 @@ class Progress(Display):
         """The number of cells that are done: `2/9`, `memory 2/9` if their times follow, `times 2/9` of cells that took turns."""
         if record is not None and record.cell.key() in self._timed:
             return f"times {len(self._timed)}/{self._taking}"
-        first = record is not None and record.kind == "measured" and record.memory is not None and record.time is None
-        return f"{'memory ' if first else ''}{len(self._records)}/{self._cells}"
+        has_memory = record is not None and record.kind == "measured" and record.memory is not None and record.time is None
+        return f"{'memory ' if has_memory and self._times_follow else ''}{len(self._records)}/{self._cells}"
 
     def _times(self) -> str:
         now = time.monotonic()
@@ -124,8 +129,10 @@ def _known(share: float) -> str:
 def _one_line(record: Record, message: str | None) -> str:
     parts = [f"{record.cell.label()}: {record.status}", *([message] if message else [])]
     if record.memory and not (record.time and record.time.rounds):
-        figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
-        parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]
+        certainty = record.memory.certainty or {}
+        for name, figure in (("retained", "retained_bytes"), ("peak", "peak_allocated_bytes")):
+            nbytes = getattr(record.memory, figure)
+            parts += [] if nbytes is None else [f"{name} {inexact_mark(certainty.get(figure))}{bytes_text(nbytes)}"]
     if record.time:
         steps = record.time.train_step_seconds
         # A cell between the ends of a line takes part in few rounds, whose median may be far from what figures draw.

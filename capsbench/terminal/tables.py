@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from capsbench.axes import axis_title, per_unit
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
+from capsbench.frame import AXIS_COLUMN, CERTAINTY_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
 from capsbench.sizes import Unit
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
@@ -25,6 +25,7 @@ from capsbench.words.slopes_in_words import (
     NOISY,
     basis_note,
     column_unit,
+    inexact_mark,
     row_mark,
     row_ratio,
     row_remarks,
@@ -100,8 +101,8 @@ def _per(row: Mapping[Any, Any]) -> str:
 def _estimate(row: Mapping[Any, Any]) -> str:
     value, low, high, is_bytes = row["value"], row["low"], row["high"], METRICS[row["metric"]].is_bytes
     if pd.isna(value):
-        most = "" if pd.isna(high) else f"at most {row_mark(row)}{quantity_text(high, is_bytes=is_bytes)}, "
-        return f"{most}not known: the fit falls below 0 there"
+        most = "" if pd.isna(high) else f", but at most {row_mark(row)}{quantity_text(high, is_bytes=is_bytes)}"
+        return f"not known{most}: the fit falls below 0 there"
     if pd.isna(high) and not pd.isna(low):  # a peak outside the positions that were measured
         return f"at least {row_mark(row)}{slope_text(low, low, low, is_bytes=is_bytes)}"
     return row_mark(row) + slope_text(value, low, high, is_bytes=is_bytes)
@@ -123,7 +124,9 @@ def _filled(out: Table, table: pd.DataFrame, head: str, texts: Sequence[str]) ->
 
 
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
-    """Records as a row each: positions, memory, times, or the reason that there are none; `~` marks noisy times.
+    """Records as a row each: positions, memory, times, or the reason that there are none.
+
+    `~` marks noisy times, and `≈` predicted figures that are not exact.
 
     Args:
         frame: frame from `load`.
@@ -137,7 +140,8 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     keys = series_columns(frame)
     everyone = Names(dict(series) for _, series in frame[keys].drop_duplicates().iterrows())
     datasets = frame["dataset"].nunique() > 1
-    out = Table(box=None, pad_edge=False, **_footnote(rows))
+    marked = any(_figure_mark(row, METRICS[name]) for row in rows.to_dict("records") for name in _OF_A_CELL)
+    out = Table(box=None, pad_edge=False, **_footnote(rows, INEXACT_NOTE if marked else ""))
     for head in ("model", *(["dataset"] if datasets else []), *(axis_title(axis).lower() for axis in axes)):
         out.add_column(head, overflow="fold")
     for name in _OF_A_CELL:
@@ -156,10 +160,16 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     return out
 
 
+def _figure_mark(row: Mapping[Any, Any] | pd.Series, metric: Metric) -> str:
+    """The mark before a figure of a record, if it was predicted and is not exact."""
+    certainty = row.get(CERTAINTY_COLUMN)
+    return inexact_mark(certainty.get(metric.column)) if isinstance(certainty, Mapping) else ""
+
+
 def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
     if pd.isna(row[metric.column]):
         return "-"
-    text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes, unit=unit)
+    text = _figure_mark(row, metric) + quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes, unit=unit)
     return text + NOISY if row["noise"] and not metric.is_bytes else text
 
 

@@ -62,7 +62,7 @@ def again_sentence(report: "Report", folder: Path | None = None) -> str:
     is_named = any(word.partition("=")[0] == out for word in words)
     words += [] if is_named or folder is None else [out, str(folder)]
     words += [] if resume in words else [resume]
-    return f"{remedy}, this measures these cells again: {shlex.join(words)}"
+    return f"{remedy}, this command measures these cells again: {shlex.join(words)}"
 
 
 def _where(cells: Sequence[Configuration], axes: Sequence[str]) -> str:

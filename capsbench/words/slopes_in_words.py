@@ -21,7 +21,7 @@ NOISY = "~"
 """Sign after a time that something disturbed."""
 INEXACT = "≈ "
 """Mark before every predicted figure that is not exact, and before every slope of such figures."""
-INEXACT_NOTE = "≈ marks what follows from predicted figures that are not exact"
+INEXACT_NOTE = "≈ marks predicted figures that are not exact, and what follows from them"
 
 
 def row_shape(row: Row) -> Shape:

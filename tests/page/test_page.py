@@ -140,12 +140,12 @@ def test_cells_that_failed_are_on_the_page_with_their_error_once():
     html = page_html([source(records, plan=Plan(command="capsbench run --out mine", cells=[]))])
     first, again = re.findall(r'<p class="warning">([^<]*)</p>', html)[-2:]
     assert first == "All 3 cells failed: error: mocapsnet at 1, 2, 4 blocks: it was error"
-    assert again == "once this is fixed, this measures these cells again: capsbench run --out mine --resume"
+    assert again == "once this is fixed, this command measures these cells again: capsbench run --out mine --resume"
     plan = Plan(command="capsbench run", cells=[])
     late = [source([make_record(), make_record(blocks=2, status="timeout")], name, plan=plan) for name in "ab"]
     html = page_html(late)
     assert "a: 1 of 2 cells failed: timeout: rescapsnet at 2 blocks: it was timeout" in html
-    assert "with a larger --timeout, this measures these cells again: capsbench run --resume" in html
+    assert "with a larger --timeout, this command measures these cells again: capsbench run --resume" in html
     assert "cells failed" not in page_html([source([make_record()])])
 
 

@@ -28,6 +28,8 @@ from helpers.made import MIB, make_frame, make_record, make_turns, make_varied, 
 
 DEPTHS = (1, 2, 3, 4)
 
+AGAIN = "this command measures these cells again"
+
 
 def swept(*models, depths=DEPTHS, **fields):
     return make_frame(make_record(model, blocks, **fields) for model in models for blocks in depths)
@@ -102,9 +104,9 @@ def test_cells_that_failed_alike_share_a_sentence():
 @pytest.mark.parametrize(
     ("command", "status", "again"),
     [
-        ("capsbench run --out x", "error", "once this is fixed, this measures these cells again: capsbench run --out x --resume"),
-        ("capsbench run --out=x", "error", "once this is fixed, this measures these cells again: capsbench run --out=x --resume"),
-        ("capsbench run", "timeout", "with a larger `timeout`, this measures these cells again: capsbench run --out f --resume"),
+        ("capsbench run --out x", "error", f"once this is fixed, {AGAIN}: capsbench run --out x --resume"),
+        ("capsbench run --out=x", "error", f"once this is fixed, {AGAIN}: capsbench run --out=x --resume"),
+        ("capsbench run", "timeout", f"with a larger `timeout`, {AGAIN}: capsbench run --out f --resume"),
         ("capsbench.run('x')", "error", "once this is fixed, the same call with resume=True measures these cells again"),
     ],
 )  # fmt: skip
@@ -119,7 +121,7 @@ def test_cells_that_failed_are_shown_with_their_error_once(command, tmp_path):
     expected = [
         "all 3 cells failed:",
         "error: mocapsnet at 1, 2, 4 blocks: it was error",
-        "once this is fixed, this measures these cells again: capsbench run --out mine --resume",
+        "once this is fixed, this command measures these cells again: capsbench run --out mine --resume",
     ]
     assert command("show", "mine").stdout.splitlines()[-3:] == expected
     assert command("slopes", "mine").stderr.splitlines()[-3:] == expected
@@ -152,7 +154,7 @@ def test_a_sweep_that_failed_says_what_was_written(depths, tmp_path, capsys):
     assert wrote.startswith(f"wrote {report.folder / 'index.html'}, with ")
     assert failed == ("the only cell failed:" if not depths else f"1 of {len(depths) + 1} cells failed:")
     assert fault == "error: rescapsnet at 9 blocks: it was error"
-    assert again == f"once this is fixed, this measures these cells again: capsbench run --out {report.folder} --resume"
+    assert again == f"once this is fixed, this command measures these cells again: capsbench run --out {report.folder} --resume"
 
 
 def test_of_many_series_the_cheapest_and_the_dearest_have_one():
@@ -373,6 +375,12 @@ def test_a_slope_is_marked_where_any_of_its_predicted_figures_is(certainties, ma
     assert "≈ 22.00 MiB" in shown
     assert ("≈ 10.00 MiB" in shown) == bool(mark)
     assert INEXACT_NOTE in " ".join(shown.split())
+    lines = "\n".join(line.plain for line in show_lines(report.frame, table))
+    assert "  ≈ 22.00 MiB" in lines
+    assert INEXACT_NOTE in " ".join(lines.split())
+    cells = printed(cells_table(report.frame))
+    assert [line.count("≈") for line in cells.splitlines()[1:5]] == [1 + (one != "exact") for one in certainties]
+    assert INEXACT_NOTE in " ".join(cells.split())
     latex = slopes_latex(table)
     assert rf"& {latex_text(mark)}10.00 & $\approx$ 22.00 \\" in latex
     assert f"% {INEXACT_NOTE}" in latex
@@ -392,7 +400,9 @@ def test_a_slope_is_marked_where_any_of_its_predicted_figures_is(certainties, ma
 def test_slopes_of_measured_figures_have_no_mark():
     table = fitted_slopes(swept("rescapsnet"))
     assert table["certainty"].isna().all()
+    frame = swept("rescapsnet")
     assert "≈" not in printed(slopes_table(table)) + slopes_latex(table) + "".join(cost_sentences(table))
+    assert "≈" not in printed(cells_table(frame)) + "".join(line.plain for line in show_lines(frame, table))
 
 
 def test_costs_of_a_grid_are_marked_where_they_follow_from_guesses():

@@ -72,7 +72,8 @@ def test_the_last_second_is_not_counted(clock):
 def lines_of(*records, turns=()):
     """Lines that records print, the last as many of which follow turns of their cells."""
     out = io.StringIO()
-    with Progress(Console(file=out, width=400), len(records) - len(turns), lambda: (3.0, 9.0)) as made:
+    count, later = len(records) - len(turns), bool(turns)
+    with Progress(Console(file=out, width=400), count, lambda: (3.0, 9.0), times_follow=later) as made:
         for number, record in enumerate(records):
             if turns and number == len(records) - len(turns):
                 made.took_turns(TurnsTaken(turns, 1, 9.0, None))
@@ -92,6 +93,15 @@ def test_each_pass_counts_its_own_cells():
         "times 2/2",
     ]
     assert lines_of(timed[0])[0].startswith("1/1  ")
+    assert lines_of(counted[0])[0].startswith("1/1  "), "no times follow"
+
+
+def test_predicted_figures_that_are_not_exact_are_marked():
+    record = make_record("rescapsnet", 1, device="cpu:predicted", threads=None)
+    sure = {"retained_bytes": "exact", "peak_allocated_bytes": "modelled"}
+    memory = record.memory.model_copy(update={"certainty": sure})
+    line = lines_of(record.model_copy(update={"kind": "predicted", "memory": memory, "time": None}))[0]
+    assert line.endswith("retained 11.00 MiB, peak ≈ 184.00 MiB")
 
 
 def test_an_error_of_several_cells_is_printed_once():
