@@ -158,9 +158,15 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def axis_lacked(cells: Iterable[Cell], axis: str) -> list[str]:
-    """Notes on networks of a sweep that lack its first axis, and are measured once for all values of it."""
+    """Notes on networks of a sweep that lack its first axis in some or all cells, and are measured once for all values of it."""
     places = [(cell.configuration.model, cell.configuration.position(axis)) for cell in cells]
     if all(place is None for _, place in places):  # nobody has asked for this axis
         return []
-    lacking = dict.fromkeys(model for model, place in places if place is None)
-    return [f"model '{model}' takes no {axis.replace('_', ' ')}: it has no slope, and is drawn as a level" for model in lacking]
+    lacking, name = dict.fromkeys(model for model, place in places if place is None), axis.replace("_", " ")
+    having = {model for model, place in places if place is not None}  # a network in parallel, say
+    return [
+        f"some cells of model '{model}' have no {name}: they have no slope, and are drawn as a level"
+        if model in having
+        else f"model '{model}' takes no {name}: it has no slope, and is drawn as a level"
+        for model in lacking
+    ]

@@ -29,7 +29,7 @@ _OF_BAGS, _SPARSE = torch.ops.aten._embedding_bag_backward, 9
 """The one operator of which a sparse tensor may come, and the index of the argument that asks for one."""
 _MOST_BYTES = 2**31
 """Largest operator in bytes that is tried."""
-_REPEATED = "how many different indices a sparse tensor has depends on values, which the trace takes to be all different"
+_REPEATED = "the number of different indices of a sparse tensor depends on their values, and the trace takes all to be different"
 
 
 class _Parts(NamedTuple):

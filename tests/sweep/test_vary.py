@@ -387,6 +387,11 @@ def test_lists_of_options_multiply_a_sweep_over_depth_and_are_the_axes_of_one_de
     assert axes((1,), batch_size=[1, 2]) == ("batch_size",)
     assert axes((4,), parallel="fsdp", world_size=[1, 2, 4]) == ("world_size",)
     assert axes((4,), capsules=[8, 16], batch_size=[1, 2]) == ("batch_size", "capsules")
+    # Without processes there is no number of them.
+    mixed = expand(Sweep(("rescapsnet",), (4,), "cpu", parallel=["none", "fsdp"], world_size=[1, 2, 4]))
+    assert axis_lacked(mixed, axes_of(mixed, axes_asked([]))[0]) == [
+        "some cells of model 'rescapsnet' have no world size: they have no slope, and are drawn as a level"
+    ]
     # A slope over a coefficient, or over names, would mean nothing.
     assert axes((1,), kernel=["reference", "published"]) == ("blocks",)
     assert axes_of(expand(Sweep(("mocapsnet",), (1,), "cpu", gamma=[0.5, 0.9])), axes_asked([])) == ("blocks",)
