@@ -26,6 +26,7 @@ from capsbench.sizes import BYTE_UNITS, SECOND_UNITS
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.system.durable import replacing
 from capsbench.words.along import over_text
+from capsbench.words.disturbances import IN_WORDS
 from capsbench.words.faults import again_sentence, fault_sentences, faults_head, faults_of
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
@@ -88,6 +89,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "samples": cells.time_samples(),
         "metrics": cells.metrics_data(frame),
         "axes": cells.axes_data(frame),
+        "disturbances": IN_WORDS,
         "fit": fit,
         "lines": packed,
         "modules": modules_data(records, texts),

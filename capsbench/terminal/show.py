@@ -131,7 +131,7 @@ def _full(frame: pd.DataFrame) -> dict[Name, tuple[Series, float]]:
 
 def _figures(row: Mapping[Hashable, Any]) -> list[str]:
     """The columns of a slope: slope, ratio and remarks. A note that no change is measurable takes the room of the ratio too."""
-    remarks = f"  {', '.join([*row_remarks(row), *(['noisy'] if row['noise'] else [])])}"
+    remarks = f"  {', '.join([*row_remarks(row), *(['disturbed'] if row['noise'] else [])])}"
     if row_shape(row) == "no change measurable":
         return [f"{row_slope(row):>40}", remarks]
     if row_shape(row) in CURVES:

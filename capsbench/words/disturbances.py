@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_IN_WORDS = {
+IN_WORDS = {
     "spread": "samples that differ widely",
     "drift": "times that rose or fell",
     "throttled": "a slower clock",
@@ -16,4 +16,4 @@ _IN_WORDS = {
 
 def disturbed_by(names: Iterable[str]) -> str:
     """Text `disturbed by other work on the machine, a slower clock`; an unknown name stands for itself."""
-    return f"disturbed by {', '.join(_IN_WORDS.get(name, name) for name in names)}"
+    return f"disturbed by {', '.join(IN_WORDS.get(name, name) for name in names)}"

@@ -95,7 +95,7 @@ function captionText(metric, { drawn, all }) {
     [drawn.length < all, `${drawn.length} of ${all} lines are drawn: choose above.`],
     [true, "Every point is a record; click one to look inside its step."],
     [!metric.bytes, barsText(cells, metric)],
-    [!metric.bytes && cells.some(noiseOf), "Points that are crossed out are noisy."],
+    [!metric.bytes && cells.some(noiseOf), "Points that are crossed out were disturbed while they were timed."],
     [drawn.some((index) => isPredicted(LINES[index])), "Dashed: predicted."],
     [drawn.some((index) => fullOf(index).length), "Crosses at the end of a dotted line: out of memory."],
     [cells.some((cell) => hasFailed(cell, metric)), "Crossed circles: cells that failed, which are in no slope."],

@@ -95,6 +95,12 @@ function metricRows(cell, metric) {
   return fit ? [...rows, plotText(slopeText(fit, "slope "))] : rows;
 }
 
+// What disturbed a time, from the names of its signs.
+export function disturbedText(names) {
+  const known = names.split(",").map((name) => DATA.disturbances[name] ?? name);
+  return `disturbed by ${known.join(", ")}`;
+}
+
 // The text next to a point.
 export function hoverText(cell, metrics) {
   const [label, status, noise] = [shortened(lineOf(cell).label, 60), statusOf(cell), noiseOf(cell)];
@@ -103,6 +109,6 @@ export function hoverText(cell, metrics) {
     const message = plotText(shortened(textOf(CELLS.message[cell]), 70));
     rows.push(`<b>${plotText(status)}</b>, and in no slope: ${message}`);
   }
-  if (noise && metrics.some((metric) => !metric.bytes)) rows.push(`noisy: ${plotText(noise)}`);
+  if (noise && metrics.some((metric) => !metric.bytes)) rows.push(plotText(disturbedText(noise)));
   return [...rows, plotText(shortened(recordText(cell), 70))].join("<br>");
 }

@@ -298,6 +298,7 @@ def test_columns_stay_in_line_where_signs_are_replaced(forked, tmp_path):
         ("日本", "ascii", "\\u65e5\\u672c"),
         ("plain", "ascii", "plain"),
         ("±", "utf-8", "±"),
+        ("≈ 8 ms~", "ascii", "~= 8 ms~"),  # `~` alone is the sign of a disturbed time
     ],
 )
 def test_signs_and_what_stands_for_them(text, encoding, said):

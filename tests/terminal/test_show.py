@@ -53,7 +53,7 @@ def test_the_widest_figures_fit_too():
 
     text = printed(make_frame(noisy(model, blocks) for model in ("rescapsnet", "mocapsnet") for blocks in range(1, 30)))
     assert "±" in text
-    assert "noisy" in text
+    assert "disturbed" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -275,7 +275,7 @@ def test_no_row_is_wider_than_80_columns(label):
     assert all(len(line) <= 80 for line in lines if "x" * 100 not in line)
     text = " ".join(" ".join(lines).split())
     assert "out of memory at 4 blocks" in text
-    for words in ("not a line, noisy", "-1.23e+06 (-2.35e+06 to 3.46e+06)", "-1023.99 (-2048.00 to 2048.00) GiB"):
+    for words in ("not a line, disturbed", "-1.23e+06 (-2.35e+06 to 3.46e+06)", "-1023.99 (-2048.00 to 2048.00) GiB"):
         assert words in text
 
 
