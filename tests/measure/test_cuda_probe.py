@@ -142,7 +142,7 @@ def test_a_record_of_bytes_that_were_not_counted(monkeypatch):
     assert pd.isna(row["retained_bytes"])
     assert pd.isna(row["peak_allocated_bytes"])
     assert record.settles(["memory"])
-    assert "0 B" not in one_line(record)
+    assert "0 B" not in one_line(record, None)
 
 
 @pytest.mark.parametrize("counters", [("allocated", "reserved"), ("allocated", "requested", "reserved")], ids=["async", "native"])

@@ -267,7 +267,7 @@ def test_resuming_after_an_edit_from_the_command_line(capsbench, network):
     resumed = capsbench(*sweep, "--depth", "1,2,3", "--resume")
     assert resumed.status == 0
     assert "the source of" in resumed.stderr
-    assert "3 cells to measure" in resumed.stderr
+    assert "3 cells to predict" in resumed.stderr
     table = slopes(load("report"))
     found = table[table["metric"] == "retained"].sort_values("points")
     # Each block of width 8, and then of 32, keeps what its ReLU gives for 4 images; what is no line would be a mixture.
