@@ -267,17 +267,21 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
 
 def _distances(depths: Floats, part: Floats, place: int, pair: tuple[int, int]) -> Floats:
     """The distances of a depth from the line through two others, in the rounds of all three."""
-    a, b = pair
-    share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))
+    (a, b), share = pair, _share(depths, place, pair)
     distances = part[:, place] - (1 - share) * part[:, a] - share * part[:, b]
     return np.asarray(distances[~np.isnan(distances)])
 
 
 def _on_line(depths: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> float:
     """The time at a depth on the line through two others, which are placed."""
-    a, b = pair
-    share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))
+    (a, b), share = pair, _share(depths, place, pair)
     return (1 - share) * found[a].seconds + share * found[b].seconds
+
+
+def _share(depths: Floats, place: int, pair: tuple[int, int]) -> float:
+    """The share of the way from one depth to another at which a third one lies."""
+    a, b = pair
+    return float((depths[place] - depths[a]) / (depths[b] - depths[a]))
 
 
 def _scatter(several: Iterable[Floats]) -> StandardError:
