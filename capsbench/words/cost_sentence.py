@@ -120,7 +120,7 @@ def _time(cost: CostWords) -> list[Piece]:
 
 
 def _ratio(cost: CostWords) -> list[Piece]:
-    # Of nothing there is no share.
+    # A slope of 0 is said as such: a ratio of 0 adds nothing to it.
     return [(False, ", "), (True, f"{cost.ratio} times"), (False, " as much as ResCapsNet")] if cost.ratio and cost.slope else []
 
 
