@@ -24,6 +24,9 @@ SCHEMA_VERSION = 7
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
 """Outcome of a cell; `oom` and `skipped` are results, `timeout` and `error` are faults."""
 
+FAULTS: frozenset[Status] = frozenset({"error", "timeout"})
+"""Outcomes that are no result: the cell failed."""
+
 Pass = Literal["time", "memory"]
 """One process's part of a measurement."""
 

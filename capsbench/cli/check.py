@@ -10,6 +10,7 @@ from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.cli.types import FOLDER
 from capsbench.errors import ConfigurationError
+from capsbench.records import FAULTS
 from capsbench.report import reports_below, summary_of
 from capsbench.system.paths import with_typed_paths
 
@@ -55,7 +56,7 @@ def command(
         )
     run, notes = summary_of(reports_below(reports))
     if update:
-        faults = [cell.status for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
+        faults = [cell.status for line in run.lines for cell in line.cells if cell.status in FAULTS]
         if faults:
             raise ConfigurationError(
                 f"--update: {len(faults)} cells ended in {' or '.join(sorted(set(faults)))}",

@@ -11,9 +11,10 @@ from dataclasses import replace
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
-from capsbench.gate.paired_series import FAULTS, PairedSeries
+from capsbench.gate.paired_series import PairedSeries
 from capsbench.gate.summary import SeriesSummary, Summary
 from capsbench.options import OPTIONS, value_as_typed
+from capsbench.records import FAULTS
 from capsbench.stats.median import CONFIDENCE
 
 _Pair = tuple[SeriesSummary, SeriesSummary]

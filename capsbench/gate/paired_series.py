@@ -29,7 +29,7 @@ from capsbench.gate.summary import (
     SlopeSummary,
     Summary,
 )
-from capsbench.records import Status, adds_up
+from capsbench.records import FAULTS, Status, adds_up
 from capsbench.stats.intervals import StandardError
 from capsbench.stats.lasting import expected_lasting
 from capsbench.stats.least_squares import fit_slope
@@ -42,9 +42,6 @@ PORTABLE = frozenset({"retained", "state", "gradient", "optimizer", "inference-k
 
 HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})
 """Bytes that grow if a module retains more."""
-
-FAULTS = frozenset({"error", "timeout"})
-"""Outcomes that are no result."""
 
 SHARE_IN_TURN = 0.5
 """Threshold of slopes of cells that took turns, over that of other times."""

@@ -14,6 +14,7 @@ from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
 from capsbench.page.costs import Cost, cost_table, notes_on
 from capsbench.page.room import LONGEST_NAME
+from capsbench.records import FAULTS
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
 from capsbench.words.along import number_text, places_text
@@ -191,7 +192,7 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
         where = "" if full == [0] else f" from {_places(axis, full[:1])} on" if beyond.empty else f" at {_places(axis, full)}"
         how = " Would run out of memory" if (cells["kind"] == "predicted").all() else " Out of memory"
         pieces.append((False, f"{how}{where}."))
-    faults = cells[cells["status"].isin(["error", "timeout"])]
+    faults = cells[cells["status"].isin(FAULTS)]
     if len(faults):
         pieces.append((False, f" {len(faults)} of its cells ended in {' or '.join(sorted(set(faults['status'])))}."))
     return pieces

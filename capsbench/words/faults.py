@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 from capsbench.axes import position_in_words
 from capsbench.options import REPEATED_FLAGS
-from capsbench.records import Configuration, Record
+from capsbench.records import FAULTS, Configuration, Record
 from capsbench.words.along import places_text
 
 if TYPE_CHECKING:
     from capsbench.report import Report
-
-FAULTS = ("error", "timeout")
-"""Statuses of cells that failed; running out of memory is a result."""
 
 
 def faults_of(report: "Report") -> list[Record]:
