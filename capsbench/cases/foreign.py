@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError, error_line, error_place, suggesting
+from capsbench.errors import ConfigurationError, error_line, error_place, step_failure, suggesting
 from capsbench.system.paths import anchored, expanded, start
 
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
@@ -209,7 +209,7 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
     """
     misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))
     return ConfigurationError(
-        f"model '{model}' fails in a step: {error_line(error, most)} ({error_place(error)})",
+        f"{step_failure(model)}{error_line(error, most)} ({error_place(error)})",
         "make inputs, network and loss fit each other; the same error comes where they are called in Python"
         if misfit
         else f"call the network and its loss in Python, where the same error comes{otherwise}",

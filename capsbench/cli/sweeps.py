@@ -12,7 +12,7 @@ from rich.console import Console
 
 from capsbench.axes import AxisForm, declared_forms, parse_depths
 from capsbench.catalog import STACKED
-from capsbench.cli.command import command_to_resume, typed_command
+from capsbench.cli.command import command_to_resume, in_words_of_command, typed_command
 from capsbench.cli.flags import machine_of
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_faults, print_slopes, say, warn_of_damages
 from capsbench.cli.typed import refuse_for_own, was_left_out
@@ -219,8 +219,9 @@ class Screen:
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
         """Announce the remaining cells, and show the progress."""
         estimate = Estimate(plan, left) if self._data is None else self.announce(plan, report, left)
-        follow = "time" in plan.passes
-        with Progress(self._console, estimate.cells_left(), estimate.seconds_left, times_follow=follow) as progress:
+        follow, left_of = "time" in plan.passes, estimate.seconds_left
+        shown = Progress(self._console, estimate.cells_left(), left_of, times_follow=follow, worded=in_words_of_command)
+        with shown as progress:
             yield estimate, progress
 
 
