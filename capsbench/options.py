@@ -593,6 +593,9 @@ REPEATED_FLAGS = MappingProxyType(
 )
 """Flags of a command that measures a cell again, other than those of options; `--model` names one network."""
 
+FLAGS = MappingProxyType({name: option.flag for name, option in OPTIONS.items()} | dict(REPEATED_FLAGS))
+"""Flags of the fields that the message of a record may name."""
+
 
 def type_of(name: str) -> type:
     """The type of an option's values: `str`, `int` or `float`."""

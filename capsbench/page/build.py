@@ -14,7 +14,7 @@ from capsbench.axes import axis_unit
 from capsbench.colours import COLOURS, DARK_COLOURS, PALE
 from capsbench.errors import with_flags
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
-from capsbench.options import REPEATED_FLAGS
+from capsbench.options import FLAGS
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.gpus import gpus_data
@@ -139,8 +139,9 @@ def _fault_notes(report: "Report", *, named: bool) -> list[str]:
     faults = faults_of(report)
     if not faults:
         return []
-    again = with_flags(again_sentence(report), REPEATED_FLAGS)
-    texts = [*fault_sentences(faults, report.axes), again]
+    texts = [*fault_sentences(faults, report.axes), again_sentence(report)]
+    if report.plan is not None and report.plan.command.startswith("capsbench "):
+        texts = [with_flags(text, FLAGS) for text in texts]
     start = f"{report.name}: {faults_head(report)}" if named else faults_head(report).capitalize()
     return [f"{start}: {text}" if number == 0 else text for number, text in enumerate(filter(None, texts))]
 

@@ -106,8 +106,9 @@ def test_cells_that_failed_alike_share_a_sentence():
     [
         ("capsbench run --out x", "error", f"once this is fixed, {AGAIN}: capsbench run --out x --resume"),
         ("capsbench run --out=x", "error", f"once this is fixed, {AGAIN}: capsbench run --out=x --resume"),
-        ("capsbench run", "timeout", f"with a larger `timeout`, {AGAIN}: capsbench run --out f --resume"),
+        ("capsbench run", "timeout", f"with a larger --timeout, {AGAIN}: capsbench run --out f --resume"),
         ("capsbench.run('x')", "error", "once this is fixed, the same call with resume=True measures these cells again"),
+        ("capsbench.run('x')", "timeout", "the same call with a larger timeout and resume=True measures these cells again"),
     ],
 )  # fmt: skip
 def test_the_way_to_measure_cells_that_failed_again(command, status, again):
