@@ -30,6 +30,7 @@ from capsbench.words.disturbances import IN_WORDS
 from capsbench.words.faults import again_sentence, fault_sentences, faults_head, faults_of
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
+from capsbench.words.slopes_in_words import INEXACT, INEXACT_NOTE
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -90,6 +91,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "metrics": cells.metrics_data(frame),
         "axes": cells.axes_data(frame),
         "disturbances": IN_WORDS,
+        "inexact": INEXACT,
         "fit": fit,
         "lines": packed,
         "modules": modules_data(records, texts),
@@ -115,6 +117,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
         answers=answers(all_series, page_series, apart, _ANSWERS), latest=(data["history"]["points"] or [None])[-1],
         verdicts=verdicts[:_VERDICTS], left_out=max(0, len(verdicts) - _VERDICTS),
+        inexact=INEXACT_NOTE if any(data["cells"]["inexact"]) else "",
         light=COLOURS, dark=DARK_COLOURS, pale=PALE, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
         data=text, limits=limits, notes=notes,
     )  # fmt: skip

@@ -20,7 +20,7 @@ Row = Mapping[Any, Any] | pd.Series
 NOISY = "~"
 """Sign after a time that something disturbed."""
 INEXACT = "≈ "
-"""Mark before every predicted figure that is not exact, and before every slope of such figures."""
+"""Mark before every predicted figure that is not exact, and before every slope of such figures and its ratio."""
 INEXACT_NOTE = "≈ marks predicted figures that are not exact, and what follows from them"
 
 
@@ -107,9 +107,14 @@ def is_reference(row: Row) -> bool:
 
 
 def row_ratio(row: Row) -> str:
-    """The ratio of a row with its interval; empty where there is none, and for the reference itself."""
+    """The ratio of a row with its interval; empty where there is none, and for the reference itself.
+
+    It has the mark of its slope, since the reference's figures are never less certain than those of the network that is compared.
+    """
     ratio = row["ratio_to_rescapsnet"]
-    return "" if is_reference(row) or pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
+    if is_reference(row) or pd.isna(ratio):
+        return ""
+    return row_mark(row) + ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
 
 
 def row_remarks(row: Row) -> list[str]:

@@ -1,5 +1,6 @@
 """The ends of commands: costs in sentences, files on one line, a page in a browser, tables for LaTeX, one unit in a column."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -22,7 +23,7 @@ from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_
 from capsbench.words.cost_sentence import named_memory
 from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.latex import latex_text
-from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost
+from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost, row_ratio
 from capsbench.words.units import common_unit, duration_range, quantity_text
 from helpers.made import MIB, make_frame, make_record, make_turns, make_varied, write_report
 
@@ -353,11 +354,11 @@ def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():
     assert "≈ peak: modelled; measured ones were up to 1 % higher and 5 % lower" in certainty_note([doubtful]).splitlines()
 
 
-def predicted_report(*certainties):
+def predicted_report(*certainties, models=("rescapsnet",)):
     """A predicted report of one block or more, with the certainty of each one's retained bytes; peaks are modelled."""
     records = []
-    for blocks, certainty in enumerate(certainties, 1):
-        record = make_record("rescapsnet", blocks, device="cpu:predicted", threads=None)
+    for model, (blocks, certainty) in itertools.product(models, enumerate(certainties, 1)):
+        record = make_record(model, blocks, device="cpu:predicted", threads=None)
         sure = {"retained_bytes": certainty, "peak_allocated_bytes": "modelled"}
         memory = record.memory.model_copy(update={"certainty": sure, "process_bytes": None})
         records.append(record.model_copy(update={"kind": "predicted", "memory": memory, "time": None}))
@@ -396,6 +397,29 @@ def test_a_slope_is_marked_where_any_of_its_predicted_figures_is(certainties, ma
     assert ("≈ 10.00 MiB" in page) == bool(mark)
     assert "≈ 22.00 MiB" in page
     assert f"{INEXACT_NOTE}." in page
+
+
+def test_ratios_of_slopes_are_marked_as_the_slopes_are():
+    report = predicted_report("exact", "exact", "exact", models=("rescapsnet", "mocapsnet"))
+    table = report.slopes
+    by_metric = {row["metric"]: row_ratio(row) for row in table.to_dict("records") if row["model"] == "mocapsnet"}
+    assert not by_metric["retained"].startswith("≈")
+    assert by_metric["peak"].startswith("≈ 0.")
+    assert f"× {by_metric['peak']}" in printed(slopes_table(table))
+    assert f"$\\approx$ {by_metric['peak'].removeprefix('≈ ')} " in slopes_latex(table)
+    page = re.sub(r"<script.*?</script>", "", page_html([report]), flags=re.DOTALL)
+    assert f"× {by_metric['peak']}" in page
+
+
+def test_the_pages_table_of_cells_marks_figures_that_are_not_exact():
+    for certainty, marked in (("exact", "peak_allocated_bytes"), ("guessed", "retained_bytes,peak_allocated_bytes")):
+        html = page_html([predicted_report("exact", certainty)])
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+        first, second = (data["texts"][number].split(",") for number in data["cells"]["inexact"])
+        assert (first, second) == (["peak_allocated_bytes"], marked.split(","))
+        assert data["inexact"] == "≈ "
+        assert INEXACT_NOTE in html.partition('id="cells-head"')[2].partition('id="cells-table"')[0]
+    assert INEXACT_NOTE not in page_html([Report.of([make_record(blocks=blocks) for blocks in (1, 2)], "measured")])
 
 
 def test_slopes_of_measured_figures_have_no_mark():
