@@ -579,6 +579,15 @@ def test_what_compare_and_check_remark_is_on_the_page():
 # How large it may be.
 
 
+def test_a_timeline_of_the_page_names_the_classes_of_modules():
+    record = make_record()
+    timeline = make_timeline(record.cell.configuration)
+    named = timeline.model_copy(update={"module_classes": {"first": "Linear", "primary": "Conv2d"}})
+    for one, expected in ((named, ("first (Linear)", "primary (Conv2d)")), (timeline, ("first", "primary"))):
+        (shown,) = data_of(page_html([source([record], timelines=[SavedTimeline(one, "timeline.json")])]))["timelines"]
+        assert (shown["modules"][0][0], shown["peak"]["module"]) == expected
+
+
 def test_modules_that_are_not_named_are_in_the_sum():
     retained = {f"name{chr(97 + place)}": place + 1 for place in range(25)}
     record = make_record().model_copy(update={"step": StepFigures(retained_by_module=retained)})
