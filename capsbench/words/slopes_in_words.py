@@ -150,14 +150,14 @@ def row_basis(row: Row) -> str:
     step = "step" if row["metric"] == "train" else "pass"
     growing = "blocks" if row[AXIS_COLUMN] == "blocks" else "growing parts"
     if row["basis"] == "turns":
-        return f"in the whole {step}"
+        return f"over the whole {step}"
     return f"in the {growing}{' and the optimizer' if row['metric'] == 'train' else ''}"
 
 
 def basis_note(table: pd.DataFrame) -> str:
-    """The parts of a step that slopes of times are of, for all rows: `training time in the whole step`; empty for none."""
+    """The parts of a step that slopes of times are of, for all rows: `training time over the whole step`; empty for none."""
     found: dict[str, list[str]] = {}
     for row in table[table["basis"] != "cells"].to_dict("records"):
         found.setdefault(row["metric"], []).append(row_basis(row))
     parts = [f"{METRICS[name].title} {' or '.join(dict.fromkeys(words))}" for name, words in found.items()]
-    return f"timed, while cells took turns: {', '.join(parts)}" if parts else ""
+    return f"cells were timed in turn: {', '.join(parts)}" if parts else ""

@@ -99,7 +99,8 @@ function metricRows(cell, metric) {
 // What disturbed a time, from the names of its signs.
 export function disturbedText(names) {
   const known = names.split(",").map((name) => DATA.disturbances[name] ?? name);
-  return `disturbed by ${known.join(", ")}`;
+  const last = known.pop();
+  return `disturbed by ${known.join(", ")}${known.length ? " and " : ""}${last}`;
 }
 
 // The text next to a point.

@@ -225,7 +225,7 @@ def test_memory_that_falls_is_said_to_change():
         )
         for blocks in (1, 2, 3)
     ]
-    assert "changes its memory (retained for backward) by <strong>-1.00 MiB</strong> per block" in page_html([source(records)])
+    assert "changes its retained memory by <strong>-1.00 MiB</strong> per block" in page_html([source(records)])
 
 
 def test_a_name_is_written_out_everywhere():
@@ -674,7 +674,7 @@ def test_signs_in_the_first_table_are_explained_below_it():
     _, rows = costs_of([*quiet, *noisy])
     assert [cells[2] for name, cells in rows.items() if name.startswith("MoCapsNet")] == ["30.0 ms~ × 1.5"]
     assert (
-        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine, samples that differ widely."
+        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine and samples that differ widely."
         in page_html([source([*quiet, *noisy])])
     )
     alone = page_html([source(quiet)])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,11 @@ def test_each_series_has_a_sentence():
     )
 
 
-@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "in the whole step")])
+@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "over the whole step")])
 def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
     assert cost_sentences(table) == [
-        f"ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block ({part})."
+        f"ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block, timed {part}."
     ]
 
 
@@ -85,7 +86,19 @@ def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
     assert "its training step shows no change measurable within ±" in text
     (text,) = cost_sentences(fitted_slopes(bent_frame()))
-    assert "(though it is not a line)" in text
+    assert ", though the values do not lie on a line" in text
+
+
+def test_a_sentence_can_be_read_aloud():
+    table = fitted_slopes(swept("rescapsnet")).assign(basis="turns", noise="load,throttled")
+    assert cost_sentences(table) == [
+        "ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block, timed over the whole "
+        "step and disturbed by other work on the machine and a slower clock."
+    ]
+    (text,) = cost_sentences(table[table["metric"] != "retained"])
+    assert text.startswith("ResCapsNet allocates at its peak 22.00 MiB more per block; ")
+    for one in (table.assign(slope_low=nan, slope_high=nan), table.assign(shape="not a line"), fitted_slopes(noisy_frame())):
+        assert not re.search(r"\)\s*\(", "".join(cost_sentences(one.assign(basis="turns", noise="load"))))
 
 
 def test_cells_that_failed_alike_share_a_sentence():
@@ -265,7 +278,7 @@ def test_a_remark_on_a_slope_is_a_letter_with_a_line_in_the_legend():
     table = fitted_slopes(bent_frame()).assign(noise="busy,drift")
     text = slopes_latex(table)
     assert "$^{a,b}$" in text
-    assert text.splitlines()[1:3] == ["% a: not a line", "% b: disturbed by busy, times that rose or fell"]
+    assert text.splitlines()[1:3] == ["% a: not a line", "% b: disturbed by busy and times that rose or fell"]
     # Without a measurable change the noise is the only remark.
     text = slopes_latex(fitted_slopes(noisy_frame()).assign(noise="busy"))
     assert re.search(r"n\.s\.\} \(\$\\pm\$[\d.]+\)\$\^\{a\}\$", text)
