@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
 from capsbench.cli.output import console_of, load_reports, print_estimates, print_faults, print_slopes
 from capsbench.cli.types import FOLDER, Parsed, parse_place
@@ -12,7 +12,7 @@ from capsbench.errors import ConfigurationError
 
 
 @click.command("slopes", cls=Command)
-@click.argument("reports", type=FOLDER)
+@click.argument("reports", cls=Argument, type=FOLDER, meaning="a report, or a folder of reports", example="reports/")
 @ALONG_OPTION
 @BASIS_OPTION
 @click.option(

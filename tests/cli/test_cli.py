@@ -484,11 +484,18 @@ def test_a_misspelt_command_has_a_suggestion(command):
     [
         (
             "compare a",
-            ("Missing argument 'B'", "A and B are reports", "for example: capsbench compare reports/before reports/after"),
+            (
+                "Missing argument 'B'",
+                "B stands for what A is compared with",
+                "for example: capsbench compare reports/before reports/after",
+            ),
         ),
-        ("check reports", ("Missing option '--baseline'", "for example: capsbench check reports/ --baseline baselines/cpu.json")),
-        ("plot", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench plot reports/")),
-        ("show", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench show reports/")),
+        ("check reports", ("Missing option '--baseline'", "for example: capsbench check reports/ --baseline baselines/ci.json")),
+        ("plot", ("Missing argument 'REPORTS'", "REPORTS stands for a report, or", "for example: capsbench plot reports/")),
+        ("show", ("Missing argument 'REPORTS'", "REPORTS stands for a report, or", "for example: capsbench show reports/")),
+        ("report", ("Missing argument 'REPORTS...'", "REPORTS stands for reports, or", "for example: capsbench report reports/")),
+        ("figure diagnostics", ("Missing argument 'RUN'", "for example: capsbench figure diagnostics runs/mine")),
+        ("classify a.pt", ("Missing argument 'IMAGES...'", "png or jpg", "for example: capsbench classify runs/mine boot.png")),
         ("estimate model.py", ("no command 'estimate'", "capsbench.estimate(model, inputs)", "'capsbench predict'")),
         ("run --vary batch-size=16-64:0", ("--vary batch_size 16-64:0 has a step of 0", "give a step of 1 or more: 16-64:16")),
     ],
