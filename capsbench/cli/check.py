@@ -68,7 +68,8 @@ def command(
         write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
             warn(note)
-        echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
+        lines, count = len(run.lines), sum(len(line.cells) for line in run.lines)
+        echo(f"wrote {baseline}: {lines} line{'' if lines == 1 else 's'}, {count} cell{'' if count == 1 else 's'}")
         return 0
     earlier = load_summary(last) if last else None
     judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))

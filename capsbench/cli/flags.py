@@ -40,7 +40,7 @@ def scale_option(text: str) -> Callable[[Any], Any]:
 
 def validation_option(text: str) -> Callable[[Any], Any]:
     """Option of the number of images that are held out of a training set."""
-    fits = number("a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
+    fits = number("a fraction below 1, or a whole number of images", lambda value: 0 <= value < 1 or value == int(value) >= 1)
     return click.option("--validation", type=fits, default=0.1, help=text)
 
 

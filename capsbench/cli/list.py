@@ -45,7 +45,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     options = OPTIONS.values()
     sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample is used in its place"}
     return {
-        "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
+        "models": {name: _first_sentence(kind) for name, kind in BUILT_IN.items()} | registered,
         f"datasets (looked for in {directory or data_directory()})": {
             name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {sources[load_images(name, directory).source]}"
             for name, spec in SPECS.items()
@@ -60,3 +60,8 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         },
         "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
     }
+
+
+def _first_sentence(kind: type) -> str:
+    """The first sentence of the docstring of a class."""
+    return (kind.__doc__ or "").splitlines()[0].partition(". ")[0].removesuffix(".") + "."

@@ -11,6 +11,7 @@ from rich.text import Text
 from capsbench.axes import BASES, axis_title, declared_forms
 from capsbench.cli.command import echo, echo_rows, in_words_of_command
 from capsbench.cli.streams import signs_of
+from capsbench.cli.types import once
 from capsbench.errors import StoreError
 from capsbench.report import Report, reports_below, summary_in
 from capsbench.store.files import damage_in_words, nothing_to_read
@@ -76,7 +77,9 @@ def declared(reports: Sequence[Report], bases: Iterable[tuple[str, str]]) -> lis
     Raises:
         ConfigurationError: no report varies an axis.
     """
-    forms = declared_forms(dict(bases), list(dict.fromkeys(axis for report in reports for axis in report.axes)))
+    forms = declared_forms(
+        once(list(bases), "--basis", "1,n,n²"), list(dict.fromkeys(axis for report in reports for axis in report.axes))
+    )
     own = [{axis: BASES[form] for axis, form in forms.items() if axis in report.axes} for report in reports]
     return [report.with_basis(**some) if some else report for report, some in zip(reports, own, strict=True)]
 
@@ -95,13 +98,14 @@ def load_summary(path: Path) -> "Summary":
     return summary
 
 
-def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool) -> None:
+def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool, along: str | None = None) -> None:
     """Print slopes on standard output, as a table or as JSON.
 
     Args:
         frame: the records.
         table: their slopes.
         as_json: whether as JSON.
+        along: the axis that was asked for; by default those of the reports.
     """
     from capsbench.frame import AXIS_COLUMN
     from capsbench.stats.surface import cross_terms
@@ -112,7 +116,7 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool)
         return
     console = console_of()
     if table.empty:
-        say(console, no_slopes(frame))
+        say(console, no_slopes(frame, along))
         return
     for _, rows in table.groupby(AXIS_COLUMN, sort=False):
         console.print(slopes_table(rows))
@@ -157,8 +161,13 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
         console_of().print(estimates_table(table, at))
 
 
-def no_slopes(frame: "pd.DataFrame") -> str:
-    """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result."""
+def no_slopes(frame: "pd.DataFrame", along: str | None = None) -> str:
+    """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result.
+
+    Args:
+        frame: the records.
+        along: the axis that was asked for; by default those of the reports.
+    """
     from capsbench.frame import axes_in
 
     ended = frame["status"][frame["status"] != "ok"]
@@ -166,7 +175,7 @@ def no_slopes(frame: "pd.DataFrame") -> str:
     if len(ended) == len(frame):
         cells = "the only cell" if len(frame) == 1 else f"all {len(frame)} cells"
         return f"no slopes: {cells} ended without a result ({statuses})"
-    axes = axes_in(frame)
+    axes = axes_in(frame) if along is None else [along]
     needed = "depths" if axes == ["blocks"] else f"positions along {' or '.join(axis_title(axis).lower() for axis in axes)}"
     without = f"; {len(ended)} of {len(frame)} cells ended without a result ({statuses})" if len(ended) else ""
     return f"no slopes: a line needs two measured {needed}{without}"

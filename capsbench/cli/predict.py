@@ -107,7 +107,7 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
         if fit is not None and capacity is None:
             raise ConfigurationError(f"--fit {fit} on a CPU needs to know its memory", "give it with --capacity, such as 24GiB")
         return None
-    known = gpu_of(gpu or DEFAULT_GPU)
+    known = gpu_of(DEFAULT_GPU if gpu is None else gpu)
     if capacity is not None and capacity <= known.context_bytes:
         raise ConfigurationError(
             f"--capacity {bytes_text(capacity)} is less than CUDA's own context takes on GPU {known.name} "
