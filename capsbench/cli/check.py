@@ -32,7 +32,7 @@ def command(
     reports: Path, baseline: Path, update: bool, last: Path | None, bytes_threshold: tuple[float, float],
     time_threshold: float, junit: Path | None, markdown: tuple[Path, ...], badge: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Fail if memory or time grew against a baseline.
+    """Fail if memory or time grew since a baseline.
 
     The exit status is then 1, as it is if a cell failed or is missing. Retained bytes, weights, gradients, optimizer state
     and everything predicted are compared on any machine; peaks and times where the machine is the same. Anything left out is

@@ -156,9 +156,9 @@ def _naming_flags(text: str, context: click.Context) -> str:
     """A text with flags for fields: those of a command's parameters, and those of other commands for names that it lacks."""
     if "`" not in text:  # so that the other commands need not be imported
         return text
-    from capsbench.options import OPTIONS
+    from capsbench.options import FLAGS
 
-    found = {name: option.flag for name, option in OPTIONS.items()}
+    found = dict(FLAGS)
     for command in (*_commands(context.find_root().command, context), context.command):
         found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}
     # A parameter of the library that commands call by another name.

@@ -20,7 +20,7 @@ from capsbench.words.units import bytes_text
 def command(as_json: bool, data_dir: Path | None) -> None:
     """List the models, data sets and names that options take.
 
-    It shows which data sets are on disk.
+    It also says which data sets are on disk.
     """
     offered = offers(data_dir)
     if as_json:

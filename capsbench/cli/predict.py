@@ -40,9 +40,9 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step on a GPU that you do not have.
 
-    A step is followed on shapes, without being computed, and its memory replayed through a model of CUDA's allocator. Retained
-    bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess. --device cpu predicts
-    the memory of a CPU. In Python, capsbench.estimate does the same for a network that is in memory.
+    A step is followed on tensors that have shapes and no values, and its memory is replayed through a model of CUDA's
+    allocator. Retained bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
+    --device cpu predicts the memory of a CPU. In Python, capsbench.estimate does the same for a network that is in memory.
 
     \b
     Examples:
