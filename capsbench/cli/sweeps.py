@@ -20,7 +20,7 @@ from capsbench.drawing import SLOPES
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS, noun_of
-from capsbench.records import BOTH, Cell, Pass, Plan
+from capsbench.records import BOTH, Cell, Pass, Plan, axes_of
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import Estimate
@@ -28,7 +28,7 @@ from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_pea
 from capsbench.sweep.inside import add_timelines
 from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.measuring import measure
-from capsbench.sweep.plan import axes_asked, axes_of, expand
+from capsbench.sweep.plan import axes_asked, expand
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.terminal.grid import grid_table
