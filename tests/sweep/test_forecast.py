@@ -13,7 +13,7 @@ from capsbench.sweep.plan import expand
 def divided(width: int = 64) -> capsbench.Case:
     if width % 4:
         raise ValueError(f"width {width} is not divisible by 4")
-    return capsbench.Case(nn.Linear(width, width), torch.rand(2, width))
+    return capsbench.Case(nn.Linear(width, width), torch.rand(2, width), loss=torch.Tensor.sum)
 
 
 def cells(**settings: list[int]) -> list[Cell]:
