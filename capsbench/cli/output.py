@@ -98,14 +98,14 @@ def load_summary(path: Path) -> "Summary":
     return summary
 
 
-def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool, along: str | None = None) -> None:
+def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", axis: str | None = None, *, as_json: bool) -> None:
     """Print slopes on standard output, as a table or as JSON.
 
     Args:
         frame: the records.
         table: their slopes.
+        axis: the one axis that was asked for; by default those that the reports vary.
         as_json: whether as JSON.
-        along: the axis that was asked for; by default those of the reports.
     """
     from capsbench.frame import AXIS_COLUMN
     from capsbench.stats.surface import cross_terms
@@ -116,7 +116,7 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool,
         return
     console = console_of()
     if table.empty:
-        say(console, no_slopes(frame, along))
+        say(console, no_slopes(frame, axis))
         return
     for _, rows in table.groupby(AXIS_COLUMN, sort=False):
         console.print(slopes_table(rows))
@@ -161,12 +161,12 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
         console_of().print(estimates_table(table, at))
 
 
-def no_slopes(frame: "pd.DataFrame", along: str | None = None) -> str:
+def no_slopes(frame: "pd.DataFrame", axis: str | None = None) -> str:
     """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result.
 
     Args:
-        frame: the records.
-        along: the axis that was asked for; by default those of the reports.
+        frame: the records, along any axis.
+        axis: the one axis that was asked for; by default those that the reports vary.
     """
     from capsbench.frame import axes_in
 
@@ -175,7 +175,7 @@ def no_slopes(frame: "pd.DataFrame", along: str | None = None) -> str:
     if len(ended) == len(frame):
         cells = "the only cell" if len(frame) == 1 else f"all {len(frame)} cells"
         return f"no slopes: {cells} ended without a result ({statuses})"
-    axes = axes_in(frame) if along is None else [along]
+    axes = axes_in(frame) if axis is None else [axis]
     needed = "depths" if axes == ["blocks"] else f"positions along {' or '.join(axis_title(axis).lower() for axis in axes)}"
     without = f"; {len(ended)} of {len(frame)} cells ended without a result ({statuses})" if len(ended) else ""
     return f"no slopes: a line needs two measured {needed}{without}"
