@@ -69,6 +69,6 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     }
 
 
-def _first_sentence(kind: type) -> str:
-    """The first sentence of the docstring of a class."""
+def _first_sentence(kind: object) -> str:
+    """The first sentence of the docstring of a class or function."""
     return (kind.__doc__ or "").splitlines()[0].partition(". ")[0].removesuffix(".") + "."

@@ -53,7 +53,9 @@ def module_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[
         after: retained bytes later, of a network of the same depth.
     """
     names = sorted(before.keys() | after.keys())
-    entries = [(tuple(re.split(r"(\d+)", name)), after.get(name, 0) - before.get(name, 0), (name,)) for name in names]
+    entries: list[_Entry] = [
+        (tuple(re.split(r"(\d+)", name)), after.get(name, 0) - before.get(name, 0), (name,)) for name in names
+    ]
     for place in range(1, max((len(tokens) for tokens, _, _ in entries), default=0), 2):
         entries = _merged(entries, place)
     changes = [ModuleChange("".join(tokens), nbytes, len(own), own) for tokens, nbytes, own in entries if nbytes]

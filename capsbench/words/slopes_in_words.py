@@ -112,9 +112,8 @@ def row_ratio(row: Row) -> str:
     It has the mark of its slope, since the reference's figures are never less certain than those of the network that is compared.
     """
     ratio = row["ratio_to_rescapsnet"]
-    if is_reference(row) or pd.isna(ratio):
-        return ""
-    return row_mark(row) + ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
+    known = not is_reference(row) and not pd.isna(ratio)
+    return row_mark(row) + ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]) if known else ""
 
 
 def row_remarks(row: Row) -> list[str]:
