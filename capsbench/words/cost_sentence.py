@@ -124,6 +124,8 @@ def _time(cost: CostWords) -> list[Piece]:
 
 def _ratio(cost: CostWords) -> list[Piece]:
     # A slope of 0 is said as such: a ratio of 0 adds nothing to it.
+    if cost.ratio == "1" and cost.slope:
+        return [(False, ", as much as ResCapsNet")]
     return [(False, ", "), (True, f"{cost.ratio} times"), (False, " as much as ResCapsNet")] if cost.ratio and cost.slope else []
 
 

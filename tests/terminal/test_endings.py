@@ -82,6 +82,20 @@ def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     ]
 
 
+def test_what_disturbed_all_training_times_is_said_once():
+    table = fitted_slopes(swept("rescapsnet", "mocapsnet"))
+    first, second, last = cost_sentences(table.assign(noise="load,throttled"))
+    assert "disturbed" not in first + second
+    assert last == "All of these training times were disturbed by other work on the machine and a slower clock."
+    one, other = cost_sentences(table.assign(noise=["load" if model == "mocapsnet" else "" for model in table["model"]]))
+    assert ("disturbed" in one) != ("disturbed" in other)
+
+
+def test_the_same_slope_is_as_much():
+    texts = cost_sentences(fitted_slopes(swept("rescapsnet", "capsnet")))
+    assert any("CapsNet retains 10.00 MiB more per block, as much as ResCapsNet;" in text for text in texts)
+
+
 def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
     assert "its training step shows no change measurable within ±" in text
