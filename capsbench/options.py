@@ -54,7 +54,14 @@ class Configuration(BaseModel):
     """Name of the network: built-in, an entry point, or `package.module:name`."""
 
     blocks: Annotated[
-        int, Option(flag="--depth", title="Blocks", help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.", unit="block", more_memory=True)
+        int,
+        Option(
+            flag="--depth",
+            title="Blocks",
+            help="Numbers of blocks: 3, 1-8, 1,2,4 or 1-4,8. By default 1-8, or the network's own if --vary names something else.",
+            unit="block",
+            more_memory=True,
+        ),
     ] = Field(ge=0)
     """Depth in blocks."""
 
