@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +26,25 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, real)
         else:
             delattr(owner, name)
+
+
+@contextmanager
+def calls_noted(names: Iterable[str], note: Callable[[str], None]) -> Iterator[None]:
+    """Pass the names of torch's functions to `note` when these are called, as functions or as methods of a tensor."""
+    with ExitStack() as entered:
+        for name in names:
+            for owner in (torch, Tensor):
+                entered.enter_context(replaced(owner, name, _noted(getattr(owner, name), name, note)))
+        yield
+
+
+def _noted(function: Callable[..., Any], name: str, note: Callable[[str], None]) -> Callable[..., Any]:
+    @wraps(function)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note(name)
+        return function(*args, **kwargs)
+
+    return noted
 
 
 def _shown_state() -> Tensor:
