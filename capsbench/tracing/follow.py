@@ -31,7 +31,7 @@ from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
 from capsbench.tracing.packed import PACK, UNKNOWN_LENGTHS, batch_sizes, packed_data, unpacking
-from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
+from capsbench.tracing.scratch import may_take, most_bytes, numbers_bytes, scratch_bytes
 from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
     calls_noted,
@@ -433,6 +433,8 @@ class Follow(Operators):
             if real is not None:
                 device = call.tensors[0].device
                 return tree_map(lambda one: self.values.stand_in(one, device) if isinstance(one, Tensor) else one, real)
+            if call.packet is torch.ops.aten.masked_select and self.values.of(call.args[1]) is not None and _is_small(call):
+                return self._selected(call)
             if Trait.INDEXES not in call.traits:
                 return self._smallest(call)
         if Trait.INDEXES in call.traits:
@@ -444,6 +446,18 @@ class Follow(Operators):
         out = output(call, kind=self.kind, unsure=self.unsure)
         self.values.follow(call, out)
         return out
+
+    def _selected(self, call: Call) -> Tensor:
+        """The elements that a known mask selects."""
+        tensor, mask = call.args
+        known = self.values.of(mask)
+        with unset_fake_temporarily(), torch.no_grad():
+            real = Call(call.func, (torch.empty(tensor.shape, dtype=tensor.dtype), known), {})
+            count = real.run().numel()
+            nbytes = most_bytes(real) if self._try_scratch else 0
+        if nbytes:  # which the indices take before there is a result
+            self.blocks.free(self.blocks.add(nbytes), nbytes)
+        return torch.empty(count, dtype=tensor.dtype, device=tensor.device)
 
     def _smallest(self, call: Call) -> Any:
         """The outputs of an operator whose sizes depend on values: those that it has where all values are 0."""
@@ -505,6 +519,11 @@ def _is_validation() -> bool:
 def _is_mask(index: Tensor | None) -> bool:
     """Return whether an index chooses elements by its values."""
     return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+def _is_small(call: Call) -> bool:
+    """Return whether the tensors of a call have few elements, so that it can be run."""
+    return all(one.numel() <= MOST_ELEMENTS for one in call.tensors)
 
 
 def _fills(call: Call) -> bool:

@@ -36,7 +36,7 @@ _WITH_BUFFERS = {
         "histogram", "huber_loss", "index_reduce", "isin", "isinf", "kthvalue", "ldexp", "linalg_eig",
         "linalg_householder_product", "linalg_inv_ex", "linalg_ldl_factor_ex", "linalg_lstsq", "linalg_lu", "linalg_lu_solve",
         "linalg_matrix_exp", "linalg_matrix_sqrth", "linalg_pinv", "linalg_polar", "linalg_qr", "logsumexp",
-        "masked_scatter_backward", "masked_select", "median", "mse_loss", "multilabel_margin_loss_backward",
+        "masked_scatter_backward", "median", "mse_loss", "multilabel_margin_loss_backward",
         "multilabel_margin_loss_forward", "multinomial", "mvlgamma", "nanmedian", "native_batch_norm",
         "native_batch_norm_backward", "native_group_norm_backward", "native_layer_norm_backward", "nonzero_static", "normal",
         "rad2deg", "renorm", "repeat", "repeat_interleave", "roll", "rrelu_with_noise", "scatter_reduce", "segment_reduce",
@@ -139,6 +139,17 @@ def scratch_bytes(call: Call) -> int | None:
         with unset_fake_temporarily():
             _KNOWN[key] = _tried(call)
     return _KNOWN[key]
+
+
+def most_bytes(call: Call) -> int:
+    """The most memory that a call of an operator on tensors with values holds, what it returns included."""
+    if counting.installed() is None:
+        return 0
+    log = counting.Log()
+    out = call.run()
+    events = log.close()
+    del out
+    return int(events[:, 1].cumsum().max(initial=0))
 
 
 def numbers_bytes(call: Call) -> int:

@@ -39,6 +39,8 @@ WITH_OUT_OF_PLACE_FORMS: dict[str, Function] = {
     "rows": lambda y: y[ROWS],
     "pairs": lambda y: y[ROWS, ROWS % 8],
     "a mask": lambda y: y[MASK],
+    "masked_select": lambda y: torch.masked_select(y, MASK),
+    "masked_select of rows": lambda y: torch.masked_select(y, MASK[:, :1]),
     "index_select": lambda y: y.index_select(1, COLUMNS[0]),
     "take": lambda y: y.take(ROWS),
     "topk": lambda y: y.topk(3).values,
