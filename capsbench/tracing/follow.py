@@ -34,6 +34,7 @@ from capsbench.tracing.packed import PACK, UNKNOWN_LENGTHS, batch_sizes, packed_
 from capsbench.tracing.scratch import may_take, most_bytes, numbers_bytes, scratch_bytes
 from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
+    added_biases,
     calls_noted,
     deep_copies,
     initial_values,
@@ -68,8 +69,7 @@ _READ_IN_BACKWARD = {
 """Operators whose derivatives look for zeros, or for all places of an extreme."""
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _KEEP_NUMBERS = {getattr(torch.ops.aten, name).Tensor for name in ("mul", "mul_", "div", "div_")}
-"""Operators whose nodes keep, as a tensor of 8 bytes, the number that a tensor is multiplied with, or divided by."""
-_NUMBER_BYTES = 8
+"""Operators whose nodes keep, as a tensor, the number that a tensor is multiplied with, or divided by."""
 _WITHOUT_MEMORY = {torch.ops.aten._efficientzerotensor}
 """Operators whose tensors have no memory anywhere: the zeros of derivatives in forward mode."""
 _NEW_ZEROS = ("aten::new_zeros", "aten::zeros", "aten::zeros_like")
@@ -117,6 +117,7 @@ def _forms_without_values(follow: "Follow") -> Iterator[None]:
 
     with (
         calls_noted(("quantile", "nanquantile"), quantile),
+        added_biases(),
         unseen(),
         deep_copies(),
         initial_values(),
@@ -291,7 +292,7 @@ class Follow(Operators):
         """Make room in the log of memory for a number that the node of this operator may keep."""
         if self._evaluated_again:
             self._follow_evaluated_again(call)
-        has_number = any(isinstance(one, int | float) for one in call.args)
+        has_number = any(isinstance(one, int | float | complex) for one in call.args)
         if self.kind == "cpu" and has_number and _may_have_node(call):
             # The node of this operator is the last one that was made, unless it is one that has none, such as a comparison.
             node = torch._C._autograd._get_sequence_nr() - 1
@@ -489,9 +490,9 @@ class Follow(Operators):
             nbytes = (nbytes or 0) + sum(self.values.chosen_bytes(one) for one in call.args[1])
         if self.kind == "cpu":
             numbers = numbers_bytes(call)
-            if numbers and call.func in _KEEP_NUMBERS and (_may_have_node(call) or self._is_kept(current_node())):
-                numbers -= _NUMBER_BYTES  # which a node keeps, as `follow_numbers` finds
             nbytes = max(nbytes or 0, numbers)
+            if numbers and call.func in _KEEP_NUMBERS and (_may_have_node(call) or self._is_kept(current_node())):
+                nbytes -= _kept_bytes(call)  # which a node keeps, as `follow_numbers` finds
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
 
@@ -532,6 +533,11 @@ def _fills(call: Call) -> bool:
         return False
     given = [one for one in call.args[1] if one is not None]
     return len(given) == 1 and _is_mask(given[0])
+
+
+def _kept_bytes(call: Call) -> int:
+    """Bytes of the tensor that a node keeps of the number among arguments."""
+    return torch.complex128.itemsize if any(isinstance(one, complex) for one in call.args) else torch.float64.itemsize
 
 
 def _may_have_node(call: Call) -> bool:

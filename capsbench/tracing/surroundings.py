@@ -89,6 +89,20 @@ def whole_inputs() -> AbstractContextManager[None]:
     return replaced(torch._VF, "lstm", lstm)
 
 
+def added_biases() -> AbstractContextManager[None]:
+    """Let a linear layer add its bias in place to the product of a matrix that is not contiguous, as it does with values."""
+    real: Any = torch.nn.functional.linear
+
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        flat = bias is None or input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
+        if flat or torch.is_autocast_enabled(input.device.type):
+            out: Tensor = real(input, weight, bias)
+            return out
+        return torch.matmul(input, weight.t()).add_(bias)
+
+    return replaced(torch.nn.functional, "linear", linear)
+
+
 def lengths_as_numbers() -> AbstractContextManager[None]:
     """Give the CTC loss the lengths of sequences as numbers, which it makes of tensors unless these have no values."""
     return replaced(torch, "ctc_loss", _ctc_loss)

@@ -49,6 +49,9 @@ WITH_OUT_OF_PLACE_FORMS: dict[str, Function] = {
     "median": lambda y: y.median(1).values,
     "cummax": lambda y: y.cummax(1).values,
     "two tensors": lambda y: torch.maximum(y, y.flip(0)),
+    "a linear layer of a transposed tensor": lambda y: torch.nn.functional.linear(
+        y.reshape(2, 8, 8).transpose(0, 1), torch.ones(3, 8), torch.ones(3)
+    ),
     "own zeros": lambda y: torch.zeros_like(y).scatter_add(1, COLUMNS, y[:, :3]),
     "shares of the largest": lambda y: torch.zeros(16, 8).scatter_reduce(1, COLUMNS, y[:, :3], "amax"),
 }
@@ -58,6 +61,7 @@ WITH_NUMBERS: dict[str, Function] = {
     "a product without gradients": doubled_outside,
     "a quotient": lambda y: y / 3,
     "a number of C++": lambda y: torch.trapezoid(y),
+    "a product with a complex number": lambda y: (y * 2j).real,
     "a comparison after a product": lambda y: (lambda z: z * (z > 0.5))(y * 2),
     "an integer's half": lambda y: y * (torch.arange(8) / 2),
 }
