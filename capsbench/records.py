@@ -6,14 +6,14 @@ seconds. Nothing here measures, stores or draws.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from capsbench.axes import AxisForm
 from capsbench.catalog import MODELS, OWN_INPUTS
-from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, noun_of, value_in_words
+from capsbench.options import AXES_OF_FIELDS, OPTIONS, SWEPT_OPTIONS, WRITTEN, noun_of, type_of, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
 from capsbench.typed_values import as_typed
@@ -402,6 +402,31 @@ class Plan(Schema):
     """Declared forms of costs over axes: `line`, `inverse` or `quadratic`; others are found."""
     cells: list[Cell]
     """Cells in the order in which they are measured."""
+
+
+def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
+    """The axes along which cells of one series differ.
+
+    These are some of the given axes. Cells that differ along none of them, as those of one depth, may differ in options that are
+    whole numbers, such as the world size: then these are the axes. Cells that differ in nothing have the first axis that one has.
+
+    Args:
+        cells: cells of a sweep.
+        axes: axes that were asked for.
+    """
+    configurations = [cell.configuration for cell in cells]
+    known = [axis for axis in axes if any(it.position(axis) is not None for it in configurations)]
+    found = [axis for axis in known if _differ_along(axis, configurations)]
+    found = found or [axis for axis in AXES_OF_FIELDS if type_of(axis) is int and _differ_along(axis, configurations)]
+    return tuple(found or known[:1] or ["blocks"])
+
+
+def _differ_along(axis: str, configurations: Iterable[Configuration]) -> bool:
+    """Return whether configurations of one series differ in their positions on an axis."""
+    positions: dict[str, set[float | None]] = {}
+    for it in configurations:
+        positions.setdefault(it.series(axis), set()).add(it.position(axis))
+    return any(len(several) > 1 for several in positions.values())
 
 
 def newer_than_known(data: Any) -> int | None:

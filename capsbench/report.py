@@ -43,6 +43,7 @@ class Report(ReportFolder):
     """
 
     def _forget_results(self) -> None:
+        super()._forget_results()
         self._frame: pd.DataFrame | None = None
         self._slopes: SlopesFrame | None = None
         self._summary: tuple[Summary, list[str]] | None = None

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Imported packages have a million objects. To look for garbage among them takes longer than most tests.
-_MANY_OBJECTS = 100_000
+_MANY_MODULES = 20
 
 
 def seed() -> None:
@@ -68,8 +68,9 @@ def _random_numbers_are_those_of_this_file() -> None:
 @pytest.fixture(autouse=True)
 def _imported_packages_stay() -> Iterator[None]:
     """Let the tests after one that imports a package look for no garbage in it: every trace looks for garbage."""
+    before = len(sys.modules)
     yield
-    if len(gc.get_objects()) > _MANY_OBJECTS:
+    if len(sys.modules) > before + _MANY_MODULES:
         gc.collect()
         gc.freeze()
 

@@ -272,7 +272,7 @@ def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metri
 def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, style: SeriesStyle) -> None:
     """Mark the end of a series that the device's memory sets."""
     same = frame[frame["status"] == "oom"]
-    for column, value in series.items():
+    for column, value in series.items() if len(same) else ():
         same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
     if same.empty:
         return

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from capsbench.stats.intervals import Floats, StandardError
+from capsbench.stats.scatter import noise_levels
 
 LARGEST_DEVIATION = 0.02
 """Largest residual over the range of the values that is always called a line."""
@@ -16,6 +17,13 @@ ROUNDING_BYTES = 512.0
 
 BENT_BY_CHANCE = 0.01
 _FEWEST_DEPTHS = 5
+
+APART = 0.1
+"""Standard deviation of the time of a step among processes that ran one after the other, as a share of it: what ratios of two
+such processes vary by on machines that others use too. It is the measure where nothing in a series shows its scatter."""
+
+_APART_DEGREES = 6.0
+"""Degrees of freedom that this is worth: few, as machines differ in it."""
 
 
 Shape = Literal["line", "quadratic", "inverse", "no change measurable", "not a line"]
@@ -51,7 +59,8 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
     """Return whether chance explains the distance of times from their line (p ≥ 0.01), or none is 2 % of the range.
 
     With replicates the scatter among them is the measure (lack-of-fit test); without, a parabola must not fit better than the
-    line (F-test of the quadratic term), for which there must be five depths: fewer always pass.
+    line (F-test of the quadratic term), for which there must be five depths. Three or four that rise or fall throughout
+    may lie as far from the line as processes that ran one after the other usually differ (`APART`); others always lie on it.
     """
     if deviation <= LARGEST_DEVIATION:
         return True
@@ -64,7 +73,17 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
     if depths >= _FEWEST_DEPTHS:
         spare = blocks.size - 3
         return _chance(_squares(blocks, values, 1), _squares(blocks, values, 2), 1, spare) >= BENT_BY_CHANCE
-    return True
+    steps = np.diff(values[np.argsort(blocks)])
+    steady = (steps > 0).all() or (steps < 0).all()
+    return depths < 3 or not steady or _apart_by_chance(blocks, values)
+
+
+def _apart_by_chance(blocks: Floats, values: Floats) -> bool:
+    """Return whether usual differences between processes explain the distances of times from their line."""
+    fitted = np.polynomial.Polynomial.fit(blocks, values, 1)(blocks)
+    shares = (values - fitted) / noise_levels(fitted, values)
+    lack = float((shares**2).sum()) / (blocks.size - 2)
+    return float(stats.f.sf(lack / APART**2, blocks.size - 2, _APART_DEGREES)) >= BENT_BY_CHANCE
 
 
 def turns_are_linear(positions: Floats, rounds: Floats, deviation: float, lasting: StandardError | None = None) -> bool | None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from capsbench.axes import AxisForm, declared_forms
 from capsbench.errors import StoreError
-from capsbench.records import BOTH, Pass, Plan, Record, Round
+from capsbench.records import BOTH, Pass, Plan, Record, Round, axes_of
 from capsbench.store import files
 from capsbench.system.durable import replace_file
 from capsbench.system.locks import alone_in
@@ -86,6 +86,7 @@ class ReportFolder:
 
     def _forget_results(self) -> None:
         """Forget everything that was computed from the records."""
+        self._axes: tuple[str, ...] | None = None
 
     # The folder and its contents
 
@@ -183,11 +184,22 @@ class ReportFolder:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of what the report varies, as its plan has them; blocks where it has no plan that can be read."""
-        try:
-            return ("blocks",) if self.plan is None else self.plan.axes
-        except StoreError:
-            return ("blocks",)
+        """Names of what the report varies: the axes of its plan along which its cells differ.
+
+        Where they differ along none of these, as in plans of earlier versions over batch sizes at one depth, they may differ in
+        other numbers (`axes_of`). A report without a plan that can be read has the axes of its records.
+
+        Raises:
+            StoreError: the file of the records cannot be opened, or holds a record of a newer schema.
+        """
+        if self._axes is None:
+            try:
+                plan = self.plan
+            except StoreError:
+                plan = None
+            cells = [record.cell for record in self.written] if plan is None else plan.cells
+            self._axes = axes_of(cells, ("blocks",) if plan is None else plan.axes)
+        return self._axes
 
     @property
     def bases(self) -> dict[str, AxisForm]:
@@ -330,7 +342,7 @@ class ReportFolder:
             StoreError: it cannot be written.
         """
         replace_file(self.folder / files.PLAN, plan.model_dump_json(indent=1, exclude_none=True))
-        self._plan, self._has_plan = plan, True
+        self._plan, self._has_plan, self._axes = plan, True, None
 
     def add_environment(self, key: str, environment: dict[str, Any]) -> None:
         """Write the description of a machine; a report that was resumed elsewhere has several.

@@ -10,7 +10,7 @@ from capsbench.cases.factories import NetworkFacts
 from capsbench.catalog import OWN_INPUTS, WITHOUT_BLOCKS, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.models import resolve_front
-from capsbench.options import AXES_OF_FIELDS, OPTIONS, SWEPT_OPTIONS, type_of
+from capsbench.options import OPTIONS, SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import REVERSIBLE_STRATEGIES, resolve_inverse
 from capsbench.routing import resolve_kernel
@@ -53,31 +53,6 @@ def axes_asked(names: Iterable[str]) -> tuple[str, ...]:
     # The size of images may be a setting of a case, or make the shape of a classifier's.
     meant = ([name, "image_shape"] if name in SHAPE_NAMES else [name] for name in (one.replace("-", "_") for one in names))
     return tuple(dict.fromkeys([*chain.from_iterable(meant), "blocks"]))
-
-
-def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
-    """The axes along which cells of one series differ.
-
-    These are some of the given axes. Cells that differ along none of them, as those of one depth, may differ in options that are
-    whole numbers, such as the world size: then these are the axes. Cells that differ in nothing have the first axis that one has.
-
-    Args:
-        cells: cells of a sweep.
-        axes: axes that were asked for.
-    """
-    configurations = [cell.configuration for cell in cells]
-    known = [axis for axis in axes if any(it.position(axis) is not None for it in configurations)]
-    found = [axis for axis in known if _differ_along(axis, configurations)]
-    found = found or [axis for axis in AXES_OF_FIELDS if type_of(axis) is int and _differ_along(axis, configurations)]
-    return tuple(found or known[:1] or ["blocks"])
-
-
-def _differ_along(axis: str, configurations: Iterable[Configuration]) -> bool:
-    """Return whether configurations of one series differ in their positions on an axis."""
-    positions: dict[str, set[float | None]] = {}
-    for it in configurations:
-        positions.setdefault(it.series(axis), set()).add(it.position(axis))
-    return any(len(several) > 1 for several in positions.values())
 
 
 def _has_depth(sweep: Sweep, model: str, facts: NetworkFacts) -> bool:

@@ -10,10 +10,9 @@ from capsbench.cases.configured import check_batch_size
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.records import BOTH, Cell, Plan
+from capsbench.records import BOTH, Cell, Plan, axes_of
 from capsbench.report import Report
 from capsbench.store.files import PLAN
-from capsbench.sweep.plan import axes_of
 from capsbench.system.paths import anchored, new_folder
 
 REPORTS = Path("reports")

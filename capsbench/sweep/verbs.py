@@ -20,13 +20,13 @@ from capsbench.cases.foreign import refuse_while_importing
 from capsbench.catalog import STACKED
 from capsbench.errors import ConfigurationError
 from capsbench.measure.group import check_measurable
-from capsbench.records import BOTH, Pass, Plan
+from capsbench.records import BOTH, Pass, Plan, axes_of
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.machine import machine_options
 from capsbench.sweep.measuring import measure, traced
-from capsbench.sweep.plan import axes_asked, axes_of, expand
+from capsbench.sweep.plan import axes_asked, expand
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.watcher import Logged, Watcher
 from capsbench.system.paths import absolute

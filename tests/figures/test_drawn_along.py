@@ -190,7 +190,8 @@ def test_tables_on_a_terminal_name_the_unit(tokens, attention, grid):
     assert "slope per token" in printed(slopes_table(tokens.slopes))
     assert "ResCapsNet" not in printed(slopes_table(tokens.slopes)), "nothing is compared to it here"
     text = " ".join(printed(slopes_table(attention.slopes)).split())
-    assert "48 B per pair of tokens" in text
+    assert "12.00 KiB per token and 48 B per" in text
+    assert "not a line" in text, "attention's time over four lengths"
     cells = printed(cells_table(grid.frame))
     assert re.search(r"length +batch size", cells)
     assert re.search(r"256 +4 ", cells)

@@ -269,6 +269,29 @@ def test_a_bend_is_found():
     assert linear_times(noisy_line(random, 4, bend=0.003))
 
 
+def test_a_few_times_that_grow_beyond_chance_are_no_line():
+    assert not linear_times([0.01, 0.1, 1.0, 10.0])
+    assert not linear_times([0.1, 0.101, 0.102, 1.0])
+    assert not linear_times([10.0, 1.0, 0.1])
+    assert not linear_times([0.1, 0.2, 1.0])
+    assert linear_times([0.1, 10.0])
+    # Processes that ran one after the other may differ by a tenth.
+    assert linear_times([0.100, 0.112, 0.095, 0.108])
+    assert linear_times([0.1, 0.11, 0.15])
+    # Times that go up and down are noise.
+    assert linear_times([0.2, 0.9, 0.2])
+    random = np.random.default_rng(13)
+    bent = sum(
+        not linear_times((1 + 0.05 * np.arange(n)) * (1 + 0.1 * random.normal(size=n))) for n in (3, 4) for _ in range(500)
+    )
+    assert bent <= 10
+
+
+def test_times_over_four_lengths_that_grow_tenfold_are_not_without_a_measurable_change():
+    table = slopes(make_frame(timed([[step] * 9 for step in (0.01, 0.1, 1.0, 10.0)])))
+    assert row(table, "train")["shape"] == "not a line"
+
+
 def test_the_table_of_slopes_says_which_times_are_no_line():
     table = slopes(make_frame([*timed([[0.1 + 0.01 * blocks**2] * 9 for blocks in range(6)]), *timed([[0.1]] * 6, "capsnet")]))
     assert not row(table, "train")["linear"]

@@ -243,6 +243,21 @@ def test_a_plan_comes_back(store):
     assert [path.name for path in store.folder.iterdir()] == [PLAN]
 
 
+def test_axes_of_a_report_are_what_its_cells_differ_in_whatever_an_earlier_version_wrote(store):
+    sizes = [make_record("mocapsnet", 3, batch_size=size) for size in (16, 32, 64)]
+    for record in sizes:
+        store.append(record)
+    assert store.axes == Report(store.folder).axes == ("batch_size",)
+    # Earlier versions called depth the axis of such a plan.
+    store.write_plan(Plan(command="capsbench run", cells=[record.cell for record in sizes], axes=("blocks",)))
+    assert store.axes == Report(store.folder).axes == ("batch_size",)
+    assert set(Report(store.folder).slopes["unit"]) == {"bytes per sample", "seconds per sample"}
+    # An unfinished sweep has the axes of its plan, not of what it measured so far.
+    cells = [make_record("mocapsnet", depth, batch_size=size).cell for depth in (3, 4) for size in (16, 32, 64)]
+    store.write_plan(Plan(command="capsbench run", cells=cells))
+    assert store.axes == ("blocks",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,12 +11,12 @@ from capsbench.errors import ConfigurationError
 from capsbench.frame import along, to_frame
 from capsbench.models.front import CHUNKS
 from capsbench.options import value_in_words
-from capsbench.records import Plan
+from capsbench.records import Plan, axes_of
 from capsbench.report import Report
 from capsbench.stats.slopes import series_of
 from capsbench.sweep.asked import Sweep, axis_values
 from capsbench.sweep.machine import machine_options
-from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
+from capsbench.sweep.plan import axes_asked, axis_lacked, expand
 from capsbench.sweep.session import begin, check_data
 from capsbench.workload import Workload
 from helpers.made import make_record
