@@ -170,7 +170,7 @@ def numbers_bytes(call: Call) -> int:
     if call.packet is torch.ops.aten.mean:
         numbers = [call.tensors[0].numel()]  # by which it divides the sum
     elif call.packet in _ONE_BY_ONE:
-        numbers = [one for one in tree_leaves(call.args[1]) if isinstance(one, int | float)][:1]
+        numbers = [one for one in tree_leaves(call.args[1]) if isinstance(one, int | float | complex)][:1]
     if not numbers or not call.tensors:
         return 0
     dtypes = [torch.result_type(call.tensors[0], number) for number in numbers]

@@ -94,8 +94,8 @@ def added_biases() -> AbstractContextManager[None]:
     real: Any = torch.nn.functional.linear
 
     def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        flat = bias is None or input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
-        if flat or torch.is_autocast_enabled(input.device.type):
+        flat = input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
+        if bias is None or flat or torch.is_autocast_enabled(input.device.type):
             out: Tensor = real(input, weight, bias)
             return out
         return torch.matmul(input, weight.t()).add_(bias)

@@ -114,7 +114,7 @@ def run(function: Function) -> list[tuple[int, int]]:
 
 
 def follow(function: Function) -> list[tuple[int, int]]:
-    """The same, of a trace."""
+    """Peak and remaining bytes of forward and of backward, as traced."""
     with following("cpu", try_scratch=True) as followed:
         blocks = followed.blocks
         y = torch.rand(16, 8).requires_grad_()
