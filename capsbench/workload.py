@@ -252,7 +252,8 @@ def _in_a_group(configuration: Configuration, case: Case, device: torch.device) 
 
 def _is_scripted(model: nn.Module) -> bool:
     """Return whether a network is TorchScript in part, or may call functions that are."""
-    functions = torch.jit._state._python_cu.get_functions()
+    compiled: Any = torch.jit._state._python_cu
+    functions = compiled.get_functions()
     return bool(functions) or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 

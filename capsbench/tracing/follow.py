@@ -310,8 +310,8 @@ class Follow(Operators):
         if found is None or current_node() == -1 or not _is_called_by_engine(call.tensors[0]):
             return call
         written_into, bases = found
-        (block,) = self.blocks.blocks_of(call.tensors[:1]) or [None]
-        own = block is not None and self.blocks.made_by[block] in {(name, current_node()) for name in bases}
+        makers = {(name, current_node()) for name in bases}
+        own = any(self.blocks.made_by[block] in makers for block in self.blocks.blocks_of(call.tensors[:1]))
         return Call(written_into, call.args, call.kwargs) if own else call
 
     def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
