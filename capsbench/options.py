@@ -58,7 +58,7 @@ class Configuration(BaseModel):
         Option(
             flag="--depth",
             title="Blocks",
-            help="Numbers of blocks: 3, 1-8, 1,2,4 or 1-4,8. By default 1-8, or the network's own if --vary names something else.",
+            help="Numbers of blocks: 3, 1-8, 1,2,4 or 1-4,8. By default 1-8, or the network's own if --vary names another.",
             unit="block",
             more_memory=True,
         ),
