@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capsbench.cases.case import Case, TrainStep
+from capsbench.cases.case import Case, TrainStep, described_parts
 from capsbench.cases.configured import SEED, case_on_device
-from capsbench.cases.foreign import keeping_threads
+from capsbench.cases.foreign import TRAIN_CALL, keeping_threads
 from capsbench.cases.step_optimizer import check_optimizer_step, chosen_optimizer, optimizers_in
 from capsbench.errors import ConfigurationError, error_line
 from capsbench.options import Configuration
@@ -165,7 +165,11 @@ class Workload:
     def _own_step(self, train: TrainStep, phases: Phases) -> None:
         """Run the step of the case's own."""
         with phases.following_calls(self._check_known, with_graphs=self._with_graphs):
-            train(self.case.module, self.optimizer, self.case.inputs)
+            try:
+                train(self.case.module, self.optimizer, self.case.inputs)
+            except Exception as error:
+                error.add_note(self._given_to_train())
+                raise
         if not phases.passes:
             # The first step, which nobody observes, shows that there are no others.
             self._with_graphs = phases.parts_of_loss > 0
@@ -175,6 +179,14 @@ class Workload:
                 f"model '{self.configuration.model}': its train function never calls backward",
                 "call loss.backward() in it: forward ends there, and what is alive then is what backward needs",
             )
+
+    def _given_to_train(self) -> str:
+        """A note on what the step of the case's own is given, for an error of its code."""
+        given = (self.case.module, self.optimizer, self.case.inputs)
+        return (
+            f"{TRAIN_CALL} {', '.join(map(described_parts, given))}: its optimizer is what the case's optimizer function makes, "
+            "which may be several, and its batch is the case's inputs"
+        )
 
     def _check_known(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse an optimizer whose state would not be counted."""

@@ -58,7 +58,9 @@ def carry(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ConfigurationError(
-            f"`models` {function!r} has no name, by which records could call it", "define it with def, at any place"
+            f"`models` has {'a lambda' if name == '<lambda>' else type(function).__name__}, which has no name that records could "
+            "call it by",
+            "define a function with def, in any place, whose arguments have defaults",
         )
     module = sys.modules.get(function.__module__)
     by_value = module is not None and module.__spec__ is None and module.__name__ != "__main__"

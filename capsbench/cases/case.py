@@ -57,6 +57,9 @@ _FUNCTIONS = {
 }
 """Fields of a case that are functions, with an example of each."""
 
+_MOST_PARTS = 6
+"""Most arguments of a function, or parts of a container, that an error lists."""
+
 
 @dataclass(frozen=True)
 class CallArguments:
@@ -122,7 +125,8 @@ class Case:
                 "leave one of them out: train(module, optimizer, batch) is the whole step, and its batch are the inputs",
             )
         if self.train is not None:
-            _check_call(self.train, "train function", (self.module, None, self.inputs), hint="train(module, optimizer, batch)")
+            hint = "train(module, optimizer, batch), with several optimizers in one argument"
+            _check_call(self.train, "train function", (self.module, None, self.inputs), hint=hint)
         elif not self.module._forward_pre_hooks:  # which may change the arguments
             hint = "module(*inputs), or module(**inputs) with a dictionary"
             _check_call(self.module.forward, "module", *_call_of(self.inputs), hint=hint)
@@ -325,7 +329,17 @@ def _check_call(
     try:
         signature.bind(*args, **(kwargs or {}))
     except TypeError as error:
-        raise ConfigurationError(f"a case's {what} does not take its arguments: {error}", f"it is called as {hint}") from None
+        raise ConfigurationError(
+            f"a case's {what} does not take its arguments: {error}",
+            f"it is called as {hint}, but takes {_names_in(signature)}",
+        ) from None
+
+
+def _names_in(signature: inspect.Signature) -> str:
+    """The names of the first arguments of a signature, in brackets."""
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    names = [f"{stars.get(one.kind, '')}{one.name}" for one in signature.parameters.values()]
+    return f"({', '.join([*names[:_MOST_PARTS], *(['…'] if len(names) > _MOST_PARTS else [])])})"
 
 
 def _default_loss(output: Any, name: str) -> Any:
@@ -346,3 +360,16 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return "None" if value is None else type(value).__name__
+
+
+def described_parts(value: Any) -> str:
+    """A short description of a value for an error, with the parts of a tuple, a list or a dictionary."""
+    if type(value) is dict:
+        parts = [f"{name!r}: {described(one)}" for name, one in value.items()]
+        left, right = "{", "}"
+    elif type(value) in (tuple, list):
+        parts = [described(one) for one in value]
+        left, right = ("(", ")") if type(value) is tuple else ("[", "]")
+    else:
+        return described(value)
+    return f"{left}{', '.join([*parts[:_MOST_PARTS], *(['…'] if len(parts) > _MOST_PARTS else [])])}{right}"

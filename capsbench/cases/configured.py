@@ -1,6 +1,6 @@
 """The case that a configuration stands for: the one that a user's function makes, or a classifier with a batch of images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     """
     device = torch.device(configuration.device)
     if configuration.dataset == OWN_INPUTS:
-        return build_case(configuration, device).to(device), None
+        case = build_case(configuration, device)
+        _check_values(configuration.model, case.module, case.tensors())
+        return case.to(device), None
     size = configuration.images()
     if configuration.images_are_random():
         data = random_images(configuration.spec(), size)
@@ -48,7 +50,24 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     batch = Batch(*(part.to(device) for part in training_batch(*first, generator)))
     source = data.source
     del data, first
-    return classifier_case(configuration, build_model(configuration).to(device), batch), source
+    model = build_model(configuration)
+    _check_values(configuration.model, model, ())
+    return classifier_case(configuration, model.to(device), batch), source
+
+
+def _check_values(name: str, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Refuse tensors on the device meta, which have no values to compute with.
+
+    Raises:
+        ConfigurationError: a parameter or a buffer of the network is there, or an input.
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    found = [f"its '{key}'" for key, one in named if one.is_meta] or ["an input" for one in inputs if one.is_meta]
+    if found:
+        raise ConfigurationError(
+            f"model '{name}' cannot be run: {found[0]} is on the device meta, and has no values",
+            "make it without torch.device('meta') to measure it, or predict its memory, which takes shapes alone",
+        )
 
 
 def build_case(configuration: Configuration, device: torch.device, factory: ModelFactory | None = None) -> Case:

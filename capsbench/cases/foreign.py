@@ -224,6 +224,12 @@ _MISFIT = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|positional
 """Words of errors about tensors or arguments that do not fit each other."""
 
 
+TRAIN_CALL = "train(module, optimizer, batch) is given"
+"""Beginning of the note on an error of a step of a case's own, which lists what the step was given."""
+_MISUSED = (TypeError, AttributeError, LookupError, ValueError)
+"""Errors of code that takes what it is given for something else."""
+
+
 def step_error(model: str, error: BaseException, *, otherwise: str = "", most: int | None = None) -> ConfigurationError:
     """The error for a network that raised one in a step, or when it was made for the step.
 
@@ -239,6 +245,9 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
     made = next((hint for name, hint in _MAKERS.items() if name in called), None)
     if made is not None:
         return making_error(model, error, made, most)
+    given = next((note for note in getattr(error, "__notes__", ()) if note.startswith(TRAIN_CALL)), None)
+    if given is not None and isinstance(error, _MISUSED):
+        return ConfigurationError(f"{step_failure(model)}{error_line(error, most)} ({error_place(error)})", given)
     misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))
     return ConfigurationError(
         f"{step_failure(model)}{error_line(error, most)} ({error_place(error)})",

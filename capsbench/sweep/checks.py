@@ -55,6 +55,12 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, NetworkFacts]) -> None:
                 )
         if not any(name in had for had in known.values()):
             model, had = next(iter(known.items()))
+            builder = all_facts[model].builder
+            if builder is not None and name in builder.names:
+                raise ConfigurationError(
+                    f"{field}: model '{model}' builds a network for images, of which {name} is no axis",
+                    "rename the argument, or write a function that takes it and returns a capsbench.Case",
+                )
             raise ConfigurationError(
                 f"{field}: model '{model}' takes no {name}",
                 suggesting("blocks" if name == "depth" else name, had, f"it takes {', '.join(dict.fromkeys(had))}"),

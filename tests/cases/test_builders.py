@@ -14,6 +14,7 @@ from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.sweep.asked import Sweep
+from capsbench.sweep.checks import checked_facts
 from capsbench.sweep.plan import expand
 from capsbench.workload import Workload
 
@@ -190,6 +191,17 @@ def test_wrong_use_is_two_clear_lines(capsbench, verb, name, settings, options, 
     text = " ".join((found.stdout + found.stderr).split())
     for word in words:
         assert word in text, text
+
+
+class OfBlocks(nn.Module):
+    def __init__(self, blocks: int = 2, width: int = 8) -> None:
+        super().__init__()
+
+
+def test_blocks_of_a_network_for_images_are_no_axis():
+    sweep = Sweep((f"{__name__}:OfBlocks",), [1], "cpu", depths_chosen=False, vary={"blocks": (1, 2)})
+    with pytest.raises(ConfigurationError, match=r"OfBlocks' builds a network for images, of which blocks is no axis\n.*Case"):
+        checked_facts(sweep)
 
 
 # Networks of torchvision and timm

@@ -217,7 +217,7 @@ def named_as_another():
 
 WRONG = {
     "holds a lock": ([locks()], "locked cannot be sent to the processes that measure it"),
-    "has no name": ([lambda: None], "has no name"),
+    "has no name": ([lambda: None], "`models` has a lambda, which has no name"),
     "has the name of a network": ([named_as_another()], "mocapsnet, which is the name of another network"),
     "has the name of another": ([inside(), inside()], "two networks of the name nested"),
 }

@@ -13,6 +13,7 @@ import capsbench
 from capsbench import Case
 from capsbench.cases.case import OPTIMIZERS
 from capsbench.cases.configured import build_case
+from capsbench.cases.foreign import step_error
 from capsbench.errors import ConfigurationError
 from capsbench.measure.cell import run_pass
 from capsbench.measure.compiling import compilations, run_until_compiled
@@ -365,6 +366,73 @@ def test_steps_that_cannot_be_are_refused_alike(name, words, way):
     assert len(str(raised.value).splitlines()) == 2
 
 
+def several_of_one(blocks=1, batch_size=2):
+    def train(module, optimizer, batch):
+        first, second = optimizer
+        first.step(), second.step()
+
+    return case_of(train, blocks, batch_size)
+
+
+def keys_of_a_tuple(blocks=1, batch_size=2):
+    def train(module, optimizer, batch):
+        optimizer["second"].step()
+
+    return case_of(train, blocks, batch_size, lambda parameters: (adam(parameters[:1]), adam(parameters[1:])))
+
+
+def in_another_order(blocks=1, batch_size=2):
+    def train(batch, module, optimizer):
+        module(batch)
+
+    return case_of(train, blocks, batch_size)
+
+
+def inputs_as_one(blocks=1, batch_size=2):
+    def train(module, optimizer, batch):
+        module(batch).sum().backward()
+
+    return case_of(train, blocks, batch_size)
+
+
+INPUTS = "(a tensor of shape [2, 24], a tensor of shape [2]): "
+MISUSED = {
+    "several_of_one": ("cannot unpack non-iterable Adam", f"is given Sequential, Adam, {INPUTS}"),
+    "keys_of_a_tuple": ("tuple indices must be integers", f"is given Sequential, (Adam, Adam), {INPUTS}"),
+    "in_another_order": ("'Adam' object is not callable", f"is given Sequential, Adam, {INPUTS}"),
+    "inputs_as_one": ("tuple", f"is given Sequential, Adam, {INPUTS}"),
+}
+
+
+@pytest.mark.parametrize(("name", "words"), MISUSED.items(), ids=MISUSED)
+def test_the_error_of_a_step_that_misuses_its_arguments_lists_them(name, words):
+    with pytest.raises(ConfigurationError) as traced:
+        trace_for(configured(own(name)))
+    with pytest.raises((TypeError, AttributeError)) as run:
+        probed_step(configured(own(name)))
+    for error in (traced.value, step_error(name, run.value)):
+        assert words[0] in error.what
+        assert words[1] in error.hint
+        assert len(str(error).splitlines()) == 2
+
+
+def on_meta(blocks=1):
+    with torch.device("meta"):
+        return Case(layers(blocks), torch.ones(2, own_steps.WIDTH, device="cpu"), loss=Tensor.sum)
+
+
+def of_meta_inputs(blocks=1):
+    return Case(layers(blocks), torch.ones(2, own_steps.WIDTH, device="meta"), loss=Tensor.sum)
+
+
+@pytest.mark.parametrize(("name", "what"), [("on_meta", "its '0.weight'"), ("of_meta_inputs", "an input")])
+def test_what_is_on_meta_is_predicted_but_not_run(name, what):
+    assert trace_for(configured(own(name))).state_bytes > 0
+    with pytest.raises(ConfigurationError, match=rf"cannot be run: {what} is on the device meta.*\n.*predict") as raised:
+        Workload(configured(own(name)))
+    assert len(str(raised.value).splitlines()) == 2
+
+
 def test_a_module_that_does_not_take_the_batch_says_what_is_missing():
     load = Workload(configured(own("without_inference")))
     load.train_step()
@@ -406,7 +474,12 @@ IMPOSSIBLE = {
     "a step of too little": (
         lambda net, x: Case(net, x, train=lambda module, batch: None),
         "a case's train function does not take its arguments: too many positional arguments",
-        "train(module, optimizer, batch)",
+        "train(module, optimizer, batch), with several optimizers in one argument, but takes (module, batch)",
+    ),
+    "a step with two optimizers": (
+        lambda net, x: Case(net, x, train=lambda module, first, second, batch: None),
+        "a case's train function does not take its arguments: missing a required argument: 'batch'",
+        "with several optimizers in one argument, but takes (module, first, second, batch)",
     ),
     "inputs by another name": (
         lambda net, x: Case(net, {"images": x}, loss=Tensor.sum),
