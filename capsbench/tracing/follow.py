@@ -187,6 +187,8 @@ class Follow(Operators):
         self._reads = 0
         self._indices = False
         """True while whole numbers keep their values."""
+        self.zeros_seen = False
+        """True if derivatives in forward mode have made tensors of zeros that take no memory."""
         self._true: Any = WeakTensorKeyDictionary()
         """Outcomes of operators that are taken to be true."""
         self.work: list[Work] = []
@@ -241,6 +243,7 @@ class Follow(Operators):
         """Run an operator on shapes, and note what it made."""
         if call.func.namespace == "prim":
             return call.run()  # a query, such as the device of a tensor
+        self.zeros_seen |= call.packet is torch.ops.aten._efficientzerotensor
         outside, self.blocks.operator = self.blocks.operator, self.blocks.operator or call.func._schema.name
         try:
             return self._run(call)

@@ -157,12 +157,24 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:  # a model may do anything that shapes alone cannot serve
-            raise untraceable(configuration.model, error) from error
+            raise untraceable(configuration.model, error, zeros_seen=follow.zeros_seen) from error
 
 
-def untraceable(model: str, error: BaseException) -> ConfigurationError:
-    """The error for a model that needs values."""
+def untraceable(model: str, error: BaseException, *, zeros_seen: bool = False) -> ConfigurationError:
+    """The error for a model that needs values.
+
+    Args:
+        model: name of the model.
+        error: what it raised.
+        zeros_seen: True if derivatives in forward mode have made tensors of zeros that take no memory.
+    """
     reason = error_line(error, _LONGEST_REASON)
+    # Torch's own C++ loses the device of such zeros, or leaves gradients undefined, where tensors have no values.
+    if zeros_seen and ("devices, meta" in reason or "INTERNAL ASSERT" in reason):
+        return ConfigurationError(
+            f"model '{model}' cannot be traced: torch has no derivatives in forward mode of its gradients without values",
+            "compute them in reverse mode, such as jacrev(jacrev(f)) in place of hessian(f), or measure it",
+        )
     if "SparseTensorImpl" in reason:
         return unknown_bytes("a sparse kind")
     if "found two different devices" in reason or "same device" in reason:

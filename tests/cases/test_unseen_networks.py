@@ -451,3 +451,26 @@ def test_an_estimate_of_inputs_that_do_not_fit_prints_nothing(capfd):
     with pytest.raises(ConfigurationError, match="fails in a step"):
         capsbench.estimate(nn.Linear(8, 8), torch.rand(4, 9), loss=Tensor.sum)
     assert capfd.readouterr() == ("", "")
+
+
+class SecondDerivatives(nn.Module):
+    """The second derivatives of a network's output by each sample."""
+
+    def __init__(self, second: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        self.second = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(self.second(lambda one: self.layers(one).sum()))(x)
+
+
+def test_second_derivatives_are_followed_in_reverse_mode_and_refused_in_forward_mode():
+    def reverse(function):
+        return torch.func.jacrev(torch.func.jacrev(function))
+
+    x = torch.rand(3, 6)
+    found = capsbench.estimate(SecondDerivatives(reverse), x, loss=Tensor.mean)
+    assert found.certainty["retained_bytes"] == "exact"
+    with pytest.raises(ConfigurationError, match=r"no derivatives in forward mode.*\n.*jacrev\(jacrev\(f\)\)"):
+        capsbench.estimate(SecondDerivatives(torch.func.hessian), x, loss=Tensor.mean)
