@@ -7,6 +7,9 @@ from dataclasses import dataclass
 OUTSIDE = "(the network's own code, the loss)"
 """Name of the bytes that no module keeps: those of the code of the network itself, outside its modules, and of the loss."""
 
+STARS = "* stands for every number"
+"""Note on names of modules that `module_changes` has merged."""
+
 Tokens = tuple[str, ...]
 
 
