@@ -203,7 +203,8 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         if axis == IMAGE_SIZE and at.isna().all():
             return along(frame, "image_shape")  # the images of a network that has no setting of this name
         if len(frame) and at.isna().all():
-            known = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})
+            named = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})
+            known = [name for name in named if positions(frame, name).nunique() > 1] or named
             hint = suggesting(axis, known, f"`along` is one of {', '.join(known)}")
             raise ConfigurationError(f"no record here lies on the axis '{axis}'", hint)
         return without_axis(frame, axis).assign(axis=axis, position=at)[at.notna()]

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -79,7 +80,9 @@ def imported(name: str, path: str) -> Any:
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
-        raise ConfigurationError(f"model '{name}' cannot be imported: {error_line(error)}", NAME_FORMS) from None
+        unknown = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = NAME_FORMS if unknown or not module else f"the module itself fails: python -c 'import {module}' shows where"
+        raise ConfigurationError(f"model '{name}' cannot be imported: {error_line(error)}", hint) from None
     return target
 
 
@@ -194,12 +197,32 @@ def refusing_exit() -> Iterator[None]:
         os._exit = real
 
 
+FACTORY_CALL = "its factory is called with (in_shape, num_classes, blocks)"
+CASE_CALL = "it is called with its settings by name, and must return capsbench.Case(module, inputs)"
+
+_MAKERS = {"build_model": FACTORY_CALL, "build_case": CASE_CALL}
+"""Functions of this package that call a user's, and how they do."""
+_CALLING = ("capsbench.cases.configured", "capsbench.cases.factories")
+
+
+def making_error(model: str, error: BaseException, hint: str, most: int | None = None) -> ConfigurationError:
+    """The error for a network that cannot be made.
+
+    Args:
+        model: name of the network.
+        error: what its function raised.
+        hint: how the function is called.
+        most: most characters of its message.
+    """
+    return ConfigurationError(f"model '{model}' cannot be made: {error_line(error, most)} ({error_place(error)})", hint)
+
+
 _MISFIT = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|positional arguments?|keyword arguments?)\b")
 """Words of errors about tensors or arguments that do not fit each other."""
 
 
 def step_error(model: str, error: BaseException, *, otherwise: str = "", most: int | None = None) -> ConfigurationError:
-    """The error for a network whose step raised one.
+    """The error for a network that raised one in a step, or when it was made for the step.
 
     Args:
         model: name of the network.
@@ -207,6 +230,12 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
         otherwise: what may be the reason if the step runs outside this package.
         most: most characters of its message.
     """
+    called = [
+        frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") in _CALLING
+    ]
+    made = next((hint for name, hint in _MAKERS.items() if name in called), None)
+    if made is not None:
+        return making_error(model, error, made, most)
     misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))
     return ConfigurationError(
         f"model '{model}' fails in a step: {error_line(error, most)} ({error_place(error)})",

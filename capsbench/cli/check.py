@@ -65,7 +65,8 @@ def command(
         write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
             warn(note)
-        echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
+        lines, cells = len(run.lines), sum(len(line.cells) for line in run.lines)
+        echo(f"wrote {baseline}: {lines} line{'s' * (lines != 1)}, {cells} cell{'s' * (cells != 1)}")
         return 0
     earlier = load_summary(last) if last else None
     judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))

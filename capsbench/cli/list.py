@@ -9,6 +9,7 @@ from capsbench.catalog import SPECS
 from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION
 from capsbench.devices import GPUS
+from capsbench.errors import ConfigurationError
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, noun_of
 from capsbench.stats.metrics import METRICS
 from capsbench.words.units import bytes_text
@@ -44,11 +45,17 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     options = OPTIONS.values()
     sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample is used in its place"}
+
+    def source(name: str) -> str:
+        try:
+            return sources[load_images(name, directory).source]
+        except ConfigurationError as error:
+            return error.what
+
     return {
         "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
         f"datasets (looked for in {directory or data_directory()})": {
-            name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {sources[load_images(name, directory).source]}"
-            for name, spec in SPECS.items()
+            name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source(name)}" for name, spec in SPECS.items()
         },
         "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
         "axes": {axis: f"{axis_title(axis)}, for slopes {per_unit(axis)}" for axis in AXES_OF_FIELDS},

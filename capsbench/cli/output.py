@@ -95,12 +95,13 @@ def load_summary(path: Path) -> "Summary":
     return summary
 
 
-def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool) -> None:
+def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", axis: str | None = None, *, as_json: bool) -> None:
     """Print slopes on standard output, as a table or as JSON.
 
     Args:
         frame: the records.
         table: their slopes.
+        axis: the one axis that was asked for; by default those that the reports vary.
         as_json: whether as JSON.
     """
     from capsbench.frame import AXIS_COLUMN
@@ -112,7 +113,7 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool)
         return
     console = console_of()
     if table.empty:
-        say(console, no_slopes(frame))
+        say(console, no_slopes(frame, axis))
         return
     for _, rows in table.groupby(AXIS_COLUMN, sort=False):
         console.print(slopes_table(rows))
@@ -157,8 +158,13 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
         console_of().print(estimates_table(table, at))
 
 
-def no_slopes(frame: "pd.DataFrame") -> str:
-    """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result."""
+def no_slopes(frame: "pd.DataFrame", axis: str | None = None) -> str:
+    """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result.
+
+    Args:
+        frame: the records, along any axis.
+        axis: the one axis that was asked for; by default those that the reports vary.
+    """
     from capsbench.frame import axes_in
 
     ended = frame["status"][frame["status"] != "ok"]
@@ -166,7 +172,7 @@ def no_slopes(frame: "pd.DataFrame") -> str:
     if len(ended) == len(frame):
         cells = "the only cell" if len(frame) == 1 else f"all {len(frame)} cells"
         return f"no slopes: {cells} ended without a result ({statuses})"
-    axes = axes_in(frame)
+    axes = axes_in(frame) if axis is None else [axis]
     needed = "depths" if axes == ["blocks"] else f"positions along {' or '.join(axis_title(axis).lower() for axis in axes)}"
     without = f"; {len(ended)} of {len(frame)} cells ended without a result ({statuses})" if len(ended) else ""
     return f"no slopes: a line needs two measured {needed}{without}"

@@ -43,5 +43,5 @@ def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]
     for line in show_lines(frame, table, signs):
         console.print(Text(signs_of(line.plain, "ascii")) if signs == PLAIN else line, soft_wrap=True)
     if table.empty:
-        echo(no_slopes(frame))
+        echo(no_slopes(frame, along))
     print_faults(loaded, console)

@@ -58,5 +58,5 @@ def command(
     if latex and len(table):
         echo(slopes_latex(table))
         return
-    print_slopes(frame, table, as_json=as_json)
+    print_slopes(frame, table, along, as_json=as_json)
     print_faults(loaded, console_of(err=True))

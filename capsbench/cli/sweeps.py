@@ -24,7 +24,7 @@ from capsbench.records import BOTH, Cell, Pass, Plan, axes_of
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import Estimate
-from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
+from capsbench.sweep.forecast import MOST_TRACED, Forecast, cells_by_series, forecast
 from capsbench.sweep.inside import add_timelines
 from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.measuring import measure
@@ -228,8 +228,10 @@ def _print_grid(plan: Plan) -> None:
     """Print which cells a plan has, and how much memory they will take, on standard output."""
     groups = cells_by_series(plan)
     traced = MOST_TRACED // 2
-    peaks = [predicted_peaks(group) for group in groups[:traced]] + [[]] * len(groups[traced:])
-    console_of().print(grid_table(groups, plan.axes, peaks))
+    forecasts = [forecast(group) for group in groups[:traced]] + [Forecast()] * len(groups[traced:])
+    console_of().print(grid_table(groups, plan.axes, [one.peaks for one in forecasts]))
+    for text in dict.fromkeys(text for one in forecasts for text in one.failures):
+        say(console_of(err=True), f"not predicted: {text}")
 
 
 def _conclude(console: Console, report: Report, *, as_json: bool, open_page: bool) -> int:

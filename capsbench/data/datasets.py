@@ -148,14 +148,29 @@ def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def read_idx(path: Path) -> Tensor:
     """The tensor in an IDX file, gzipped or not, by torchvision's reader."""
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
-
+    read_sn3_pascalvincent_tensor = _torchvision_datasets().mnist.read_sn3_pascalvincent_tensor
     if path.suffix != ".gz":
         return read_sn3_pascalvincent_tensor(str(path))
     with tempfile.NamedTemporaryFile() as plain:
         plain.write(gzip.decompress(path.read_bytes()))
         plain.flush()
         return read_sn3_pascalvincent_tensor(plain.name)
+
+
+def _torchvision_datasets() -> Any:
+    """The module of torchvision's readers.
+
+    Raises:
+        ConfigurationError: torchvision cannot be imported, as one that was built for another torch.
+    """
+    try:
+        from torchvision import datasets
+    except Exception as error:  # what its operators raise when they are registered with another torch
+        raise ConfigurationError(
+            f"torchvision cannot be imported with torch {torch.__version__}: {error_line(error)}",
+            "install the torchvision that was built for this torch",
+        ) from None
+    return datasets
 
 
 def _sample() -> tuple[Tensor, Tensor]:
@@ -173,8 +188,7 @@ class _Absent(Exception):
 
 def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = False) -> object:
     """Read a part of a set by torchvision's own reader, which knows folders and checksums."""
-    from torchvision import datasets
-
+    datasets = _torchvision_datasets()
     part = "train" if train else "test"
     readers: dict[str, Callable[[], object]] = {
         "mnist": lambda: datasets.MNIST(str(root), train=train, download=download),

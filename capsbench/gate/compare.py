@@ -95,12 +95,14 @@ def _value(series: SeriesSummary, name: str) -> str:
 def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ...]:
     """The values of each run in the options that pairs were matched across, where they differ."""
     found = (
-        f"{name}: {_value(one, name)} in the first, {_value(other, name)} in the second"
-        for name in across
-        for one, other in pairs
-        if one.options()[name] != other.options()[name]
+        _difference(one, other, name) for name in across for one, other in pairs if one.options()[name] != other.options()[name]
     )
     return tuple(dict.fromkeys(found))
+
+
+def _difference(one: SeriesSummary, other: SeriesSummary, name: str) -> str:
+    """The values of two series in an option: `kernel: recompute in the first, published in the second`."""
+    return f"{name}: {_value(one, name)} in the first, {_value(other, name)} in the second"
 
 
 def _match(
@@ -153,9 +155,9 @@ def _nothing_in_common(before: Sequence[SeriesSummary], after: Sequence[SeriesSu
         return ConfigurationError("the two have no line in common: one of them is empty", "measure the same models and options")
     names, (old, new) = nearest
     apart = f", or compare with `across` {','.join(names)}" if set(names) <= set(ACROSS) else ""
-    differences = ", ".join(f"{name} ({_value(old, name)}, {_value(new, name)})" for name in names)
+    differences = "; ".join(_difference(old, new, name) for name in names)
     return ConfigurationError(
-        f"the two have no line in common; the nearest differ in {differences}",
+        f"the two have no line in common; the nearest differ: {differences}",
         f"measure the same models and options{apart}",
     )
 

@@ -111,10 +111,12 @@ class PairedSeries:
 
     def _comparisons(self) -> Iterator[Comparison]:
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
+        of_cpu = [it.kind == "predicted" and it.configuration.device_kind() == "cpu" for it in (self.old, self.new)]
         for name in (*COMPARED_BYTES, *COMPARED_TIMES):
-            if any(_has(old, name) and not _has(new, name) for old, new in both):
-                why = CPU_PEAK if name in CPU_PEAKS and self.new.kind == "predicted" else "not measured this time"
-                yield Comparison(self.series, "slope", name, "not comparable", why=why)
+            if both and any(of_cpu) and name in CPU_PEAKS:
+                yield Comparison(self.series, "slope", name, "not comparable", why=CPU_PEAK)
+            elif any(_has(old, name) and not _has(new, name) for old, new in both):
+                yield Comparison(self.series, "slope", name, "not comparable", why="not measured this time")
         for name in COMPARED_BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
         for name in COMPARED_TIMES:

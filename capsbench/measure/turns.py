@@ -143,7 +143,7 @@ class Turns:
         one = self._participants[key] = Participant(workload)
         notes = [
             *notes,
-            *[THREADS_SLEPT] * self._request.shared,
+            *[THREADS_SLEPT] * (self._request.shared and configuration.threads != 1),
             *without_effect(configuration),
             *self._notes_of_import[configuration.model],
             *workload.notes(),

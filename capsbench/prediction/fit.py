@@ -44,7 +44,8 @@ def largest_fit(configuration: Configuration, what: str, looking: Looking | None
         most, bound = _MOST_SAMPLES, f"no more than {_MOST_SAMPLES:,} were looked at"
     else:
         most = spec_of(configuration.dataset).train_size
-        bound = f"an epoch has no more than {most:,} images"
+        whole = "the sample is of a set of" if configuration.dataset == "sample" else f"dataset '{configuration.dataset}' has"
+        bound = f"{whole} {most:,} images, and a batch has no more"
     fitting, failing = neighbours(at, most)
     nbytes = taken(at(fitting)) if fitting else None
     reason = bound if failing is None else f"{failing:,} do not: {at(failing).reason}"

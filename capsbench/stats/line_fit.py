@@ -5,7 +5,7 @@ positions are fitted in whole numbers, so that exact bytes have exact slopes. Th
 `scatter`; `linearity` decides whether a line fits at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -44,7 +44,7 @@ from capsbench.stats.linearity import (
 )
 from capsbench.stats.metrics import Metric
 from capsbench.stats.scatter import Points, line_errors
-from capsbench.stats.turn_times import Basis, TurnFit, TurnTimes, fit_turns, turn_times
+from capsbench.stats.turn_times import Basis, DepthTime, TurnFit, TurnTimes, fit_turns, turn_times
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     blocks, values = list(turns.at), [one.seconds for one in turns.at.values()]
     fit = fit_slope(blocks, values)
     slope, ends = turns.slope.value, turns.slope.interval
-    intercept = fit.intercept + (fit.slope - slope) * float(np.mean(blocks))
+    heights_at_0 = np.array(values) - slope * np.array(blocks)
+    intercept = float(np.average(heights_at_0, weights=_precisions(turns.at.values())))
     part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
     known = np.isin(times.depths, blocks)
     linear = turns_are_linear(times.depths[known], part[:, known], fit.deviation, _lasting_of_a_cell(times, turns))
@@ -194,6 +195,15 @@ def fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     elif kind.curves_found(metric) and fit.deviation > LARGEST_DEVIATION:
         curve = turns_curve(times.depths[known], part[:, known], values, times.processes)
     return _against_declared(line.bent(curve, places, heights), places, heights, metric, kind)
+
+
+def _precisions(times: Iterable[DepthTime]) -> Floats:
+    """Weights of times in their line: one over the square of their intervals, of which those of few rounds are wide."""
+    widths = np.array([one.high - one.low for one in times])
+    known = widths > 0
+    if not known.any():
+        return np.ones(widths.size)
+    return np.divide(1.0, widths**2, out=np.zeros(widths.size), where=known)
 
 
 def _lasting_of_a_cell(times: TurnTimes, turns: TurnFit) -> StandardError | None:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import product
 from math import isfinite, prod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -233,11 +233,21 @@ def _scaled(places: Floats, terms: Sequence[Powers]) -> Floats:
     return np.array([_row(place, terms) for place in (places / np.where(sizes > 0, sizes, 1.0)).tolist()])
 
 
-def _fitted(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relative: bool) -> Surface | None:
-    """The least-squares surface; of times, with noise that is a share of them."""
-    degrees = len(values) - len(terms)
+class _LeastSquares(NamedTuple):
+    """A least-squares fit of terms."""
+
+    factors: Floats
+    """`[terms]`, the factor of each."""
+    covariance: Floats
+    """`[terms, terms]`, the covariance of the factors for a noise of 1."""
+    noise: float
+    """Square root of the sum of the squared residuals, which are shares of the values if these are weighted so."""
+
+
+def _least_squares(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relative: bool) -> _LeastSquares | None:
+    """The factors of terms, of times by residuals that are shares of them; None where the cells do not determine them."""
     design = _scaled(places, terms)
-    if degrees < 1 or np.linalg.matrix_rank(design) < len(terms):
+    if len(values) < len(terms) or np.linalg.matrix_rank(design) < len(terms):
         return None
     weights = 1 / np.maximum(np.abs(values), 1e-300) if relative else np.ones(len(values))
     inverse = np.linalg.pinv(weights[:, None] * design)
@@ -246,11 +256,19 @@ def _fitted(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relati
     factors[np.abs(factors) <= _ROUNDED_AWAY * np.abs(values).max()] = 0.0
     residuals = values - design @ factors
     residuals[np.abs(residuals) <= _ROUNDED_AWAY * np.abs(values).max()] = 0.0
-    noise = float(np.linalg.norm(weights * residuals)) / degrees**0.5
     sizes = np.abs(places).max(axis=0)
     back = 1 / _row(np.where(sizes > 0, sizes, 1.0).tolist(), terms)
     covariance = (inverse @ inverse.T) * back[:, None] * back
-    return Surface(terms, tuple((factors * back).tolist()), False, covariance, noise, degrees, relative)
+    return _LeastSquares(factors * back, covariance, float(np.linalg.norm(weights * residuals)))
+
+
+def _fitted(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relative: bool) -> Surface | None:
+    """The least-squares surface, for which there must be more cells than terms; of times, with noise that is a share of them."""
+    degrees = len(values) - len(terms)
+    found = _least_squares(places, values, terms, relative=relative) if degrees > 0 else None
+    if found is None:
+        return None
+    return Surface(terms, tuple(found.factors.tolist()), False, found.covariance, found.noise / degrees**0.5, degrees, relative)
 
 
 def _is_better(small: Surface, large: Surface) -> bool:
@@ -306,10 +324,12 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
         found = replace(found, shared=shared, single=single)
     farthest = int(np.argmax((places / np.maximum(places.max(axis=0), 1e-300)).sum(axis=1)))
     others = (places != places[farthest]).any(axis=1)
-    without = fit(places[others], values[others])
+    without = _least_squares(places[others], values[others], found.terms, relative=not metric.repeats)
     if without is None or not values[farthest]:
         return found, None, places[farthest]
-    return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
+    at_farthest = float(_row(places[farthest].tolist(), found.terms) @ without.factors)
+    off = at_farthest / values[farthest] - 1
+    return found, off if abs(off) > _ROUNDED_AWAY else 0.0, places[farthest]
 
 
 def relative_to_each_other(values: Floats, turns: CommonRounds) -> Floats:
@@ -395,8 +415,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
         A row per series and metric: the series' columns, `metric`, `unit`, `value`, `low`, `high` (95 % interval of one
         measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` and `certainty`
         as in `cross_terms`. Outside the positions that were measured a peak is known from below alone, since another moment of
-        the step may be its highest there: it is not `exact`, and its `high` is NaN. No cost is below 0: intervals end there, and
-        where the surface itself falls below 0, `value` is NaN, and so is `high` unless the end of the interval is above 0.
+        the step may be its highest there: it is not `exact`, and its `high` is NaN. No cost is below 0: intervals end there. A
+        `value` that is not known is NaN, and `unknown` says why in words; it is empty for the others.
 
     Raises:
         ConfigurationError: no axis is named, no record lies on one, all lie at one position of it, or a position is not a number
@@ -425,26 +445,51 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
             found = _surface(grid, metric, axes)
             if found is not None:
                 estimate = found[0].at(place)
-                value, low, high = _possible(estimate)
                 from_below = metric.is_highest and not _is_among(place, grid, metric)
+                known = _Known.of(estimate, _most_below(place, grid, metric) if from_below and not metric.repeats else -np.inf)
                 row = {
                     "metric": metric.name,
                     "unit": "bytes" if metric.is_bytes else "seconds",
-                    "value": value,
-                    "low": low,
-                    "high": np.nan if from_below else high,
+                    "value": known.value,
+                    "low": known.low,
+                    "high": np.nan if from_below else known.high,
+                    "unknown": known.reason,
                 }
-                exact = found[0].exact and not from_below and estimate.value >= 0
+                exact = found[0].exact and not from_below and not known.reason
                 checks = {"exact": exact, "held_out_error": found[1]}
                 rows.append(grid.series | row | checks | {"certainty": least_certainty(grid.cells, metric)})
-    return _table(frame, rows, ["metric"])
+    return _table(frame, rows, ["metric", "unknown"])
 
 
-def _possible(estimate: PointEstimate) -> tuple[float, float, float]:
-    """The value of an estimate and the ends of its interval, without what no cost is: a number below 0."""
-    low, high = estimate.interval or (np.nan, np.nan)
-    value = estimate.value if estimate.value >= 0 else np.nan
-    return value, np.nan if np.isnan(low) else max(low, 0.0), high if high >= 0 else np.nan
+class _Known(NamedTuple):
+    """The knowledge of a cost that an estimate gives, without what no cost is: a number below 0."""
+
+    value: float
+    """The cost; NaN where it is not known."""
+    low: float
+    high: float
+    reason: str
+    """The reason in words that the cost is not known; empty if it is."""
+
+    @classmethod
+    def of(cls, estimate: PointEstimate, least: float) -> Self:
+        """Return what is known of a cost that smaller cells show not to be below `least`."""
+        low, high = estimate.interval or (np.nan, np.nan)
+        reason = ""
+        if estimate.value < 0:
+            reason = "the fit falls below 0 there"
+        elif low <= 0 < estimate.value:
+            reason = "its interval reaches 0"
+        elif low < least:
+            reason = "its interval reaches below what smaller cells have"
+        least_known = np.nan if np.isnan(low) or low < least else max(low, 0.0)
+        return cls(np.nan if reason else estimate.value, least_known, high if high >= 0 else np.nan, reason)
+
+
+def _most_below(place: Sequence[float], grid: _Grid, metric: Metric) -> float:
+    """The largest value of a metric at the cells that no axis places beyond a point; 0 without one."""
+    smaller = (grid.places <= place).all(axis=1)
+    return float(np.nanmax(grid.cells[metric.column].to_numpy(dtype=float, na_value=np.nan)[smaller], initial=0.0))
 
 
 def _is_among(place: Sequence[float], grid: _Grid, metric: Metric) -> bool:

@@ -1,5 +1,8 @@
 """Forecast of a sweep before anything runs: its cells by series, and the predicted peaks at both ends of each series."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import PREDICTED, Cell, Configuration, Plan
@@ -19,15 +22,29 @@ def cells_by_series(plan: Plan) -> list[list[Cell]]:
     return list(found.values())
 
 
-def predicted_peaks(cells: list[Cell]) -> list[int]:
-    """The predicted peaks of the first and the last of some cells, in bytes; none if one of the two is not predicted."""
+class Forecast(NamedTuple):
+    """The predictions for the ends of a series."""
+
+    peaks: Sequence[int] = ()
+    """Bytes of the smaller and of the larger peak; none if one of the two is not predicted."""
+    failures: Sequence[str] = ()
+    """What kept a prediction from ending, in words."""
+
+
+def forecast(cells: Sequence[Cell]) -> Forecast:
+    """Predict the peaks of the first and the last of some cells."""
     ends = list(dict.fromkeys((cells[0], cells[-1])))
     if max(cell.configuration.blocks for cell in ends) > _DEEPEST:
-        return []
+        return Forecast()
     predictions = [cell.model_copy(update={"configuration": prediction_of(cell.configuration)}) for cell in ends]
-    memories = [predict_cell(cell).memory for cell in predictions]
-    peaks = [memory.peak_allocated_bytes for memory in memories if memory is not None and memory.peak_allocated_bytes is not None]
-    return sorted(peaks) if len(peaks) == len(ends) else []
+    records = [predict_cell(cell) for cell in predictions]
+    peaks = [
+        record.memory.peak_allocated_bytes
+        for record in records
+        if record.memory is not None and record.memory.peak_allocated_bytes is not None
+    ]
+    failures = [record.message for record in records if record.status == "error" and record.message]
+    return Forecast(sorted(peaks) if len(peaks) == len(ends) else (), list(dict.fromkeys(failures)))
 
 
 def prediction_of(it: Configuration) -> Configuration:

@@ -98,11 +98,14 @@ def _per(row: Mapping[Any, Any]) -> str:
     return f"{_estimate(row)} {str(row['unit']).partition(' ')[2]}"
 
 
+_AT_LEAST = "at least: beyond the measured positions the peak may lie in another moment of the step, and be higher"
+
+
 def _estimate(row: Mapping[Any, Any]) -> str:
     value, low, high, is_bytes = row["value"], row["low"], row["high"], METRICS[row["metric"]].is_bytes
     if pd.isna(value):
         most = "" if pd.isna(high) else f", but at most {row_mark(row)}{quantity_text(high, is_bytes=is_bytes)}"
-        return f"not known{most}: the fit falls below 0 there"
+        return f"not known{most}: {row['unknown']}"
     if pd.isna(high) and not pd.isna(low):  # a peak outside the positions that were measured
         return f"at least {row_mark(row)}{slope_text(low, low, low, is_bytes=is_bytes)}"
     return row_mark(row) + slope_text(value, low, high, is_bytes=is_bytes)
@@ -110,8 +113,10 @@ def _estimate(row: Mapping[Any, Any]) -> str:
 
 def _filled(out: Table, table: pd.DataFrame, head: str, texts: Sequence[str]) -> Table:
     """A table with a row per series and metric, and the check by the cell that was left out."""
-    if any(row_mark(row) for row in table.to_dict("records")):
-        out.caption, out.caption_justify = INEXACT_NOTE, "left"
+    notes = [INEXACT_NOTE] * any(row_mark(row) for row in table.to_dict("records"))
+    notes += [_AT_LEAST] * any(text.startswith("at least ") for text in texts)
+    if notes:
+        out.caption, out.caption_justify = "\n".join(notes), "left"
     for name in ("model", "quantity", head, "farthest cell, if left out"):
         out.add_column(name, overflow="fold")
     names = Names(series for series, _ in by_series(table))

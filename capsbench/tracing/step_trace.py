@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.cases.case import Case
 from capsbench.cases.configured import build_case, classifier_case
 from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
-from capsbench.cases.foreign import make_lazy_parameters, step_error
+from capsbench.cases.foreign import CASE_CALL, FACTORY_CALL, make_lazy_parameters, making_error, step_error
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
@@ -233,7 +233,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
         case = _built(
             configuration.model,
             lambda: build_case(configuration, device, factory),
-            "it is called with its settings by name, and must return capsbench.Case(module, inputs)",
+            CASE_CALL,
             with_values=lambda: build_case(configuration, torch.device("cpu"), factory),
         )
         memory: Memory = {}
@@ -258,7 +258,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
         model = _built(
             configuration.model,
             build or (lambda: build_model(configuration)),
-            "its factory is called with (in_shape, num_classes, blocks)",
+            FACTORY_CALL,
         )
         case = classifier_case(configuration, made_fake(model, device, follow.values), batch)
     note_scripted(case.module, follow.kind, follow.notes)
@@ -341,10 +341,7 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:
-            raise ConfigurationError(
-                f"model '{model}' cannot be made: {error_line(error, _LONGEST_REASON)}",
-                hint,
-            ) from error
+            raise making_error(model, error, hint, _LONGEST_REASON) from error
 
 
 def _traced(follow: Follow, workload: Workload, *, inference: bool, by_module: bool) -> TracedStep:

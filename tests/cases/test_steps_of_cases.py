@@ -556,11 +556,19 @@ def raising(blocks=1, batch_size=2):
     return case_of(lambda module, optimizer, batch: module.heads(batch), blocks, batch_size)
 
 
+def not_made(blocks=1, batch_size=4):
+    raise ValueError("65 is not divisible by 4")
+
+
 RAISED = {
     "misfit": ("(linear.py:", "make inputs, network and loss fit each other"),
     "of_another_dtype": ("dtype", "make inputs, network and loss fit each other"),
     "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "in Python"),
     "never": ("never calls backward", "loss.backward()"),
+    "not_made": (
+        "cannot be made: ValueError: 65 is not divisible by 4 (test_steps_of_cases.py:",
+        "capsbench.Case(module, inputs)",
+    ),
 }
 
 

@@ -33,7 +33,7 @@ def test_an_axis_that_is_not_there_names_those_that_are(command, grid):
     result = command("slopes", "grid", "--along", "depht")
     assert result.status == 2
     assert result.stderr.splitlines()[0] == "error: no record here lies on the axis 'depht'"
-    assert result.stderr.splitlines()[1].startswith("--along is one of batch_size, blocks, ")
+    assert result.stderr.splitlines()[1].startswith("--along is one of batch_size, length")
 
 
 def test_any_point_is_predicted(command, grid):

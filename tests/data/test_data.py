@@ -13,7 +13,9 @@ import scipy.io
 import torch
 from torchvision.datasets import MNIST, FashionMNIST
 
+from capsbench.cases.foreign import imported
 from capsbench.catalog import SPECS, spec_of
+from capsbench.cli.list import offers
 from capsbench.data import datasets, preprocess
 from capsbench.data.datasets import (
     FILES,
@@ -331,6 +333,30 @@ def test_where_sets_are_looked_for(monkeypatch):
     for unset in (lambda: monkeypatch.setenv("CAPSBENCH_DATA", ""), lambda: monkeypatch.delenv("CAPSBENCH_DATA")):
         unset()
         assert data_directory().name == "capsbench"
+
+
+def test_a_torchvision_of_another_torch_is_said_so_and_leaves_the_rest_of_the_list(tmp_path, monkeypatch, no_system_sets):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(ConfigurationError) as caught:
+        load_images("mnist", tmp_path)
+    assert caught.value.what == (
+        f"torchvision cannot be imported with torch {torch.__version__}: RuntimeError: operator torchvision::nms does not exist"
+    )
+    assert "built for this torch" in caught.value.hint
+    offered = offers(tmp_path)
+    sets = next(entries for head, entries in offered.items() if head.startswith("datasets"))
+    assert "ships with capsbench" in sets["sample"]
+    assert "torchvision cannot be imported" in sets["mnist"]
+    with pytest.raises(ConfigurationError, match="cannot be imported: RuntimeError") as caught:
+        imported("torchvision.models:resnet18", "torchvision.models:resnet18")
+    assert caught.value.hint == "the module itself fails: python -c 'import torchvision.models' shows where"
 
 
 def test_an_unknown_set(tmp_path):

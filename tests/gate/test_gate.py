@@ -414,7 +414,7 @@ def test_bad_reports_get_two_lines(gate, command, tmp_path):
         ("empty", "empty holds no records"),
         ("hollow", "hollow holds an empty report"),
         ("broken", "line 1 is damaged"),
-        ("other", "the nearest differ in kernel (recompute, published)"),
+        ("other", "the nearest differ: kernel: recompute in the first, published in the second"),
     ):
         result = command("check", folder, "--baseline", "base.json")
         assert (result.status, result.stdout, len(result.stderr.splitlines())) == (2, "", 2)

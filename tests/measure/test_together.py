@@ -275,9 +275,12 @@ def test_timing_runs_the_operators_that_a_network_runs_without_it(own_model):
 
 
 def test_rounds_of_threads_that_sleep_are_marked(own_model):
-    noise, notes = in_fork(take_shared_round, faulty(own_model, "pass", (1,)))
+    cells = faulty(own_model, "pass", (1,))
+    noise, notes = in_fork(take_shared_round, cells)
     assert noise.count("load") == 1
-    assert THREADS_SLEPT in notes
+    assert THREADS_SLEPT not in notes, "a thread alone waits for none"
+    two = {key: configuration.model_copy(update={"threads": 2}) for key, configuration in cells.items()}
+    assert THREADS_SLEPT in in_fork(take_shared_round, two)[1]
 
 
 def test_a_round_in_which_nothing_is_left_is_none(own_model):

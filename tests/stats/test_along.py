@@ -58,7 +58,11 @@ def test_an_axis_that_nothing_lies_on_is_refused_with_those_that_there_are():
     frame = make_varied(lambda at: at["length"], length=(16, 32)).frame
     with pytest.raises(ConfigurationError, match="axis 'lenght'") as error:
         along(frame, "lenght")
-    assert {"length", "batch_size"} <= set(str(error.value.hint).split(" is one of ")[1].split(", "))
+    assert error.value.hint.endswith("`along` is one of length"), "the batch size was the same in every cell"
+    alone = make_varied(lambda at: at["length"], length=(16,)).frame
+    with pytest.raises(ConfigurationError) as error:
+        along(alone, "lenght")
+    assert {"length", "batch_size"} <= set(error.value.hint.split(" is one of ")[1].split(", "))
 
 
 def test_reports_along_different_axes_share_a_frame():

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from capsbench.errors import ConfigurationError
+from capsbench.report import Report
 from capsbench.stats.surface import errors_of_turns, fit_surface, relative_to_each_other
 from capsbench.stats.turn_times import CommonRounds
 from capsbench.terminal.tables import estimates_table
@@ -78,13 +79,38 @@ def test_bytes_below_zero_are_not_known():
     assert "not known: the fit falls below 0 there" in " ".join(lines[0].split())
 
 
-def test_an_interval_ends_where_nothing_costs_less():
+def test_a_cost_whose_interval_reaches_zero_is_not_known():
     random = np.random.default_rng(0)
     report = make_varied(falling, lambda at: (100 - at["blocks"]) * np.exp(0.05 * random.standard_normal()), **GRID)
-    low, value, high = (
-        report.at(blocks=95, batch_size=8).set_index("metric").loc["train", name] for name in ("low", "value", "high")
-    )
-    assert low == 0 < value < high
+    table = report.at(blocks=95, batch_size=8)
+    row = table.set_index("metric").loc["train"]
+    assert row["low"] == 0 < row["high"]
+    assert np.isnan(row["value"])
+    assert row["unknown"] == "its interval reaches 0"
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(estimates_table(table, {"blocks": 95, "batch_size": 8}))
+    assert "but at most" in next(line for line in console.export_text().splitlines() if "training time" in line)
+    assert set(report.at(blocks=3, batch_size=8)["unknown"]) == {""}
+
+
+def test_memory_of_a_process_is_not_said_to_be_below_what_smaller_cells_have():
+    records = []
+    for record, resident in zip(
+        make_varied(lambda at: 100 * at["blocks"], blocks=(1, 2, 3)).records, (480, 476, 489), strict=True
+    ):
+        assert record.memory is not None
+        records.append(record.model_copy(update={"memory": record.memory.model_copy(update={"process_bytes": resident * 2**20})}))
+    table = Report.of(records).at(blocks=10)
+    row = table.set_index("metric").loc["process"]
+    assert np.isnan(row["value"])
+    assert row["unknown"] == "its interval reaches below what smaller cells have"
+    assert Report.of(records).at(blocks=3).set_index("metric").loc["process", "unknown"] == ""
+
+
+def test_the_cell_left_out_is_predicted_with_the_terms_of_all_cells():
+    report = make_varied(lambda at: 1000 + 10 * at["length"] + 3 * at["length"] ** 2, length=(32, 64, 96, 128))
+    row = report.at(length=256).set_index("metric").loc["retained"]
+    assert (row["value"], row["exact"], row["held_out_error"]) == (1000 + 2560 + 3 * 256**2, True, 0)
 
 
 def test_a_byte_too_many_is_not_exact_and_shows_in_the_cell_left_out():

@@ -132,6 +132,8 @@ def test_the_reason_that_there_is_no_slope_counts_the_cells_that_failed():
         return [make_record("rescapsnet", blocks, status="error") for blocks in depths]
 
     assert no_slopes(make_frame([make_record("rescapsnet", 1)])) == "no slopes: a line needs two measured depths"
+    said = no_slopes(swept("rescapsnet"), "batch_size")
+    assert said == "no slopes: a line needs two measured positions along batch size"
     assert no_slopes(make_frame(failed(1))) == "no slopes: the only cell ended without a result (error)"
     assert no_slopes(make_frame(failed(1, 2, 3))) == "no slopes: all 3 cells ended without a result (error)"
     full = make_record("rescapsnet", 3, status="oom")
