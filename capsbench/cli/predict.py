@@ -11,7 +11,7 @@ import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
 from capsbench.cli.flags import BASIS_OPTION, MODEL_OPTIONS, SECTIONS, cell_option, cell_options
-from capsbench.cli.output import console_of, say
+from capsbench.cli.output import console_of, print_slopes, say
 from capsbench.cli.typed import refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, axis_named
 from capsbench.devices import DEFAULT_GPU, gpu_of
@@ -121,18 +121,21 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
 
 
 def _print_predictions(plan: Plan, *, as_json: bool) -> int:
-    """Trace every cell, print its figures, and return the exit status."""
+    """Trace every cell, print its figures and their slopes, and return the exit status."""
     from capsbench.cli.sweeps import Screen
     from capsbench.sweep.measuring import traced
     from capsbench.terminal.prediction import certainty_note, predictions_table
 
-    records = traced(plan, Screen(console_of(err=True), None)).records
+    report = traced(plan, Screen(console_of(err=True), None))
+    records = report.records
     if as_json:
         echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
         console = console_of()
         console.print(predictions_table(records, plan.axes))
         say(console, certainty_note(records))
+        if len(report.slopes):
+            print_slopes(report.frame, report.slopes, as_json=False)
     # One error for each model.
     failed = {record.cell.configuration.model: record.message for record in reversed(records) if record.status == "error"}
     for message in failed.values():

@@ -183,6 +183,10 @@ def rounds_of(cells: Sequence[Cell], report: Report) -> list[Round]:
     return [one for one in report.rounds if any(turn.cell in keys for turn in one.turns)]
 
 
+_NEARLY_HALF = 0.45
+"""Least share by which an interval narrows of which nearly all is due to rounds, if there are four times as many."""
+
+
 def records_so_far(cells: Sequence[Cell], report: Report) -> list[Record]:
     """The records of cells with all turns that they have had; without times if they had none."""
     known = {record.cell.key(): record for record in report.records if record.status == "ok"}
@@ -213,7 +217,11 @@ def what_more_would_buy(slopes: SlopesSoFar, rounds: int, plan: Plan) -> str:
         more_seconds = share > asked and plan.budget_seconds
         longer = f"`time_budget` {4 * plan.budget_seconds:g}" if more_seconds else "four times as many rounds"
         # Rounds of an earlier sweep stay as many as they are.
-        text += f"; with {longer} the widest interval would be about {slopes.narrowed_by(3 * rounds):.0%} narrower"
+        narrowed = slopes.narrowed_by(3 * rounds)
+        text += f"; with {longer} the widest interval would be about {narrowed:.0%} narrower"
+        # Four times as many rounds halve what is due to rounds.
+        if narrowed < _NEARLY_HALF and slopes.all_rounds == rounds and not slopes.processes_prevail:
+            text += ", and not half as wide, since no round narrows what processes differ by"
     if slopes.processes_prevail:
         text += "; processes differ from each other by more than their rounds do, so that more `processes` would help more"
     return text
