@@ -24,10 +24,10 @@ _MOST_LABEL_ROWS = 2
 """Number of rows that a label takes at most."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
-_LETTER = 0.58
+_LETTER = 0.56
 """Width of a letter over its font's size."""
-_LEFT_FOR_DATA = 0.9
-"""Share of a panel's size that is left once axes have their names."""
+_WIDER, _LOWER = 1.1, 0.9
+"""Factors from the size of a panel of a new figure to the size that it has once all axes have their names, a little too small."""
 _MOST_OF_HEIGHT = 0.6
 """Largest share of a panel's height that is kept for a legend."""
 _LEAST_ROOM = 0.9
@@ -49,7 +49,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
         handles = _few(handles)
     rows = sum(map(_rows, handles))
     inside = (rows <= _MOST_INSIDE and len(handles) <= _MOST_SERIES_INSIDE) or not may_grow
-    _fit_range(ax, *(_share_of_legend(ax, handles) if inside and handles else (0.0, 0.0)))
+    _fit_range(ax, *(_share_of_legend(ax, handles, is_new=may_grow) if inside and handles else (0.0, 0.0)))
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
     elif handles:
@@ -107,15 +107,14 @@ def _shortened(label: str, width: int) -> list[str]:
     return [label[:width], label[width:]] if len(label) <= 2 * width else [f"{label[: width - 1]}…", label[-width:]]
 
 
-def _share_of_legend(ax: Axes, handles: Sequence[Line2D]) -> tuple[float, float]:
-    """Shares of a panel's width and height that a legend inside it takes, before the panel has its final size."""
+def _share_of_legend(ax: Axes, handles: Sequence[Line2D], *, is_new: bool) -> tuple[float, float]:
+    """Shares of a panel's width and height that a legend inside it takes; those of a new figure do not have their final size."""
     extent, font = ax.get_window_extent(), mpl.rcParams["legend.fontsize"] * ax.figure.dpi / 72
+    wide, high = (_WIDER * extent.width, _LOWER * extent.height) if is_new else (extent.width, extent.height)
     longest = max(len(row) for handle in handles for row in str(handle.get_label()).split("\n"))
     across = (_LETTER * longest + mpl.rcParams["legend.handlelength"] + 2) * font
     up = LEGEND_ROW * sum(map(_rows, handles)) * font
-    return min(1.0, across / (_LEFT_FOR_DATA * extent.width) + 0.03), min(
-        _MOST_OF_HEIGHT, up / (_LEFT_FOR_DATA * extent.height) + 0.05
-    )
+    return min(1.0, across / wide + 0.03), min(_MOST_OF_HEIGHT, up / high + 0.05)
 
 
 def _fit_range(ax: Axes, across: float, up: float) -> None:
@@ -141,6 +140,7 @@ def _fit_range(ax: Axes, across: float, up: float) -> None:
 
 def _highest(ax: Axes, across: float) -> float:
     """The highest value that is drawn in this share of a panel's width, from its left edge."""
+    ax.get_xlim()  # which brings the range of positions up to date
     found = [ax.dataLim.y0]
     drawn = [np.asarray(line.get_xydata()) for line in ax.lines]
     drawn += [np.asarray(one) for bars in ax.collections if isinstance(bars, LineCollection) for one in bars.get_segments()]
