@@ -15,6 +15,11 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
+_DASH = " - "
+"""Sign between what was wrong and what would be right, in an error on one line."""
+_BRIEF = 60
+"""Most characters of the brief reason of a failure."""
+
 
 class CapsbenchError(Exception):
     """An error that a user can put right.
@@ -120,7 +125,19 @@ def error_line(error: BaseException, most: int | None = None) -> str:
 
 def one_line(error: CapsbenchError) -> str:
     """Return an error of this package on one line: what was wrong, and after a dash what would be right."""
-    return " - ".join(str(error).splitlines())
+    return _DASH.join(str(error).splitlines())
+
+
+def step_failure(model: str) -> str:
+    """Return the beginning of the error of a network whose step raised one."""
+    return f"model '{model}' fails in a step: "
+
+
+def brief_reason(model: str, message: str) -> str:
+    """Return a message of `one_line` in a few words: without its network, the place of the error and what would be right."""
+    what = message.partition(_DASH)[0].removeprefix(step_failure(model))
+    what = re.sub(r" \([^()]*:\d+ in [^()]*\)$", "", what)
+    return what if len(what) <= _BRIEF else f"{what[: _BRIEF - 1].rstrip()}…"
 
 
 def error_place(error: BaseException) -> str:

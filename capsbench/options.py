@@ -54,7 +54,14 @@ class Configuration(BaseModel):
     """Name of the network: built-in, an entry point, or `package.module:name`."""
 
     blocks: Annotated[
-        int, Option(flag="--depth", title="Blocks", help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.", unit="block", more_memory=True)
+        int,
+        Option(
+            flag="--depth",
+            title="Blocks",
+            help="Numbers of blocks: 3, 1-8, 1,2,4 or 1-4,8. By default 1-8, or the network's own if --vary names another.",
+            unit="block",
+            more_memory=True,
+        ),
     ] = Field(ge=0)
     """Depth in blocks."""
 
@@ -90,9 +97,9 @@ class Configuration(BaseModel):
         Option(
             flag="--kernel",
             title="Kernel",
-            help="Kernel that computes routing; auto is the fastest on a device.",
+            help="Kernel that computes routing; auto takes the fastest for the device.",
             choices={
-                "auto": "the fastest on a device",
+                "auto": "the fastest for the device",
                 "reference": "the equations in plain autograd; the specification",
                 "published": "the memory pattern of the published code",
                 "recompute": "keeps no votes; any device",
@@ -158,7 +165,7 @@ class Configuration(BaseModel):
         Option(
             flag="--front",
             title="Front",
-            help="Way to compute the two convolutions.",
+            help="Way to compute the two convolutions before the capsules.",
             choices={
                 "auto": "chunked if a batch is large enough for it to cost nothing",
                 "plain": "the two convolutions one after the other",
@@ -177,8 +184,9 @@ class Configuration(BaseModel):
         Option(
             flag="--memory",
             title="Memory strategy",
-            help="Memory strategies; by default each model's own. Of other networks: stored, checkpoint or offload; a colon and "
-            "names of lists of layers may follow: checkpoint:encoder+decoder.",
+            help="Memory strategies: what blocks keep for backward; by default each model's own. Networks of your own take "
+            "stored, checkpoint or offload, for their longest list of layers, or for lists that are named after a colon: "
+            "checkpoint:encoder+decoder.",
             choices={
                 "stored": "every activation is kept",
                 "checkpoint": "the input of each block is kept, and the block evaluated again",
@@ -201,7 +209,7 @@ class Configuration(BaseModel):
         Option(
             flag="--inverse",
             title="Inverse",
-            help="Inverse of a reversible stack.",
+            help="Way back through a reversible stack.",
             choices={
                 "auto": "float while it is accurate at that depth, else whichever of the others keeps less",
                 "float": "keeps nothing; drifts with depth",
@@ -220,7 +228,7 @@ class Configuration(BaseModel):
         Option(
             flag="--rule",
             title="Rule",
-            help="MoCapsNet's rule.",
+            help="MoCapsNet's momentum rule: that of the paper, or of its published code.",
             choices={
                 "paper": "one velocity through the whole stack of capsule layers: Algorithm 1",
                 "published": "the velocity restarts in every block, which keeps its own shortcut: the published code",
@@ -253,7 +261,7 @@ class Configuration(BaseModel):
         Option(
             flag="--optimizer-step",
             title="Optimizer step",
-            help="Time of the optimizer's step: after backward, or inside it.",
+            help="Moment of the optimizer's step: after backward, or inside it.",
             choices={
                 "after": "after backward, with all gradients alive",
                 "backward": "for each parameter as its gradient arrives, which is then freed",
@@ -307,7 +315,7 @@ class Configuration(BaseModel):
             flag="--compile",
             title="Compilation",
             noun="torch.compile",
-            help="Compilation of the network; without a value: default.",
+            help="Compilation of the network by torch.compile; --compile alone means default.",
             choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
             default="none",
             unwritten="none",
@@ -428,8 +436,8 @@ class Configuration(BaseModel):
         Option(
             flag="--world-size",
             title="World size",
-            help="Processes that train together: 2, 1,2,4 or 1-8; in a range beyond 64 values, such as 1-1024, each is twice the "
-            "one before.",
+            help="Number of processes that train together: 2, 1,2,4 or 1-8; a range of more than 64, such as 1-1024, is doubled "
+            "from its first value.",
             least=1,
             unit="rank",
             several=True,
@@ -592,6 +600,14 @@ REPEATED_FLAGS = MappingProxyType(
     }
 )
 """Flags of a command that measures a cell again, other than those of options; `--model` names one network."""
+
+FLAGS = MappingProxyType(
+    {name: option.flag for name, option in OPTIONS.items()}
+    # A network's own name for the shape of its images.
+    | {"in_shape": OPTIONS["image_shape"].flag}
+    | dict(REPEATED_FLAGS)
+)
+"""Flags of the fields that the message of a record may name."""
 
 
 def type_of(name: str) -> type:

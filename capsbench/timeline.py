@@ -65,6 +65,8 @@ class Timeline(Schema):
     """The highest point of the step."""
     retained_by_module: dict[str, int]
     """Retained bytes by module, as in `StepFigures`."""
+    module_classes: dict[str, str] = Field(default_factory=dict)
+    """Class of each module that is named here, `Linear`; empty in timelines of earlier versions."""
     notes: list[str] = Field(default_factory=list)
     """Further remarks for the reader."""
 

@@ -60,8 +60,11 @@ class Workload:
         # A step that is traced without its device comes with a case that has the device.
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
         self.case = _in_a_group(configuration, case, self.device)
-        self.first_steps = 2 if configuration.parallel == "ddp" else 1
-        """Steps after which all others are alike: DistributedDataParallel arranges its buckets when the second one begins."""
+        self.first_steps = 2 if configuration.parallel == "ddp" or _is_scripted(self.model) else 1
+        """Steps after which all others are alike.
+
+        DistributedDataParallel arranges its buckets when the second one begins, and TorchScript compiles again in it.
+        """
         self.accumulate = configuration.accumulate or case.accumulate
         """Forward and backward passes of a step, unless it is the case's own."""
         self._passes = self.accumulate
@@ -245,6 +248,13 @@ def _in_a_group(configuration: Configuration, case: Case, device: torch.device) 
         kind=device.type,
     )
     return replace(case, module=called)
+
+
+def _is_scripted(model: nn.Module) -> bool:
+    """Return whether a network is TorchScript in part, or may call functions that are."""
+    compiled: Any = torch.jit._state._python_cu
+    functions = compiled.get_functions()
+    return bool(functions) or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 
 def _without_gradients(model: nn.Module) -> Callable[[], AbstractContextManager[object]]:

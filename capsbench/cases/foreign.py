@@ -19,9 +19,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError, error_line, error_place, suggesting
+from capsbench.errors import ConfigurationError, error_line, error_place, step_failure, suggesting
 from capsbench.system.paths import anchored, expanded, start
 
+_MOST_NAMES = 8
+"""Most names of functions that the hint of an error lists."""
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
 
 
@@ -99,8 +101,9 @@ def _attribute(name: str, owner: object, attribute: str) -> object:
         # Those that are there already: to ask a module that imports its parts when they are used for all would import all.
         there = getattr(owner, "__dict__", {})
         known = [one for one, value in there.items() if callable(value) and not one.startswith("_")]
+        others = f"name one of {', '.join(known[:_MOST_NAMES])}" if known else "it has no function or class yet"
         raise ConfigurationError(
-            f"model '{name}' cannot be imported: {error_line(error)}", suggesting(attribute, known, NAME_FORMS)
+            f"model '{name}' cannot be imported: {error_line(error)}", suggesting(attribute, known, others)
         ) from None
 
 
@@ -142,7 +145,7 @@ def _module_of_file(name: str, file: str) -> str:
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(
-                f"model '{name}' cannot be imported: {error_line(error)}", "fix the file, or name another"
+                f"model '{name}' cannot be imported: {error_line(error)} ({error_place(error)})", "fix the file, or name another"
             ) from (None if isinstance(error, Exception) else error)
     return stem
 
@@ -238,7 +241,7 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
         return making_error(model, error, made, most)
     misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))
     return ConfigurationError(
-        f"model '{model}' fails in a step: {error_line(error, most)} ({error_place(error)})",
+        f"{step_failure(model)}{error_line(error, most)} ({error_place(error)})",
         "make inputs, network and loss fit each other; the same error comes where they are called in Python"
         if misfit
         else f"call the network and its loss in Python, where the same error comes{otherwise}",

@@ -1,12 +1,11 @@
 """The command line, which only parses, calls and prints."""
 
 import os
-import re
 import sys
 
 import click
 
-from capsbench.cli.command import echo
+from capsbench.cli.command import Argument, echo, example_of
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.cli.streams import Streams, steady_streams
 from capsbench.errors import CapsbenchError, Interrupted
@@ -56,14 +55,10 @@ def _run() -> int:
 
 
 def _on_missing(error: click.MissingParameter) -> str:
-    """The meaning of an argument that is missing, if the help of its command gives it, and the command's first example."""
-    text = error.ctx.command.help or "" if error.ctx else ""
-    name = error.param.human_readable_name.upper() if error.param else ""
-    lines = [line.strip() for line in text.splitlines()]
-    meaning = re.search(rf"\b[^.:]*\b{re.escape(name)} (?:is|are) [^.,:]*", " ".join(lines)) if name else None
-    example = next((line for line in lines if line.startswith("capsbench ")), "")
-    parts = [*([meaning[0].strip()] if meaning else []), *([f"for example: {example}"] if example else [])]
-    return "".join(f"{part}; " for part in parts)
+    """The meaning of an argument that is missing, and an example of the command with all that it needs."""
+    param = error.param
+    meaning = f"{param.human_readable_name.upper()} stands for {param.meaning}; " if isinstance(param, Argument) else ""
+    return meaning + (f"for example: {example_of(error.ctx)}; " if error.ctx else "")
 
 
 def _commands_with(option: str) -> list[str]:

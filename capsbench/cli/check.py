@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import STANDARD_OUTPUT, Command, echo, echo_json, typed_command
+from capsbench.cli.command import STANDARD_OUTPUT, Argument, Command, RequiredOption, echo, echo_json, typed_command
 from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.cli.types import FOLDER
@@ -16,8 +16,11 @@ from capsbench.system.paths import with_typed_paths
 
 
 @click.command("check", cls=Command)
-@click.argument("reports", type=FOLDER)
-@click.option("--baseline", type=FOLDER, required=True, help="Baseline that the run may not exceed; --update writes it.")
+@click.argument("reports", cls=Argument, type=FOLDER, meaning="a report, or a folder of reports", example="reports/")
+@click.option(
+    "--baseline", cls=RequiredOption, type=FOLDER, example="baselines/ci.json",
+    help="File of the values that a run may not exceed; --update writes it.",
+)  # fmt: skip
 @click.option("--update", is_flag=True, help="Make the run the new baseline.")
 @click.option("--last", type=FOLDER, help="An earlier report or baseline; changes since then are reported.")
 @THRESHOLD_OPTIONS
@@ -29,7 +32,7 @@ def command(
     reports: Path, baseline: Path, update: bool, last: Path | None, bytes_threshold: tuple[float, float],
     time_threshold: float, junit: Path | None, markdown: tuple[Path, ...], badge: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Fail if memory or time grew against a baseline.
+    """Fail if memory or time grew since a baseline.
 
     The exit status is then 1, as it is if a cell failed or is missing. Retained bytes, weights, gradients, optimizer state
     and everything predicted are compared on any machine; peaks and times where the machine is the same. Anything left out is

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.command import Command, echo, echo_json
+from capsbench.cli.command import Argument, Command, echo, echo_json
 from capsbench.cli.flags import DEVICE_OPTION
 from capsbench.cli.output import writing
 from capsbench.cli.streams import printing_aside
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 @click.command("classify", cls=Command)
-@click.argument("checkpoint", type=FOLDER)
-@click.argument("images", type=FOLDER, nargs=-1, required=True)
+@click.argument(
+    "checkpoint", cls=Argument, type=FOLDER, example="runs/mine",
+    meaning="a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used",
+)  # fmt: skip
+@click.argument(
+    "images", cls=Argument, type=FOLDER, nargs=-1, required=True, meaning="files of images, png or jpg", example="boot.png"
+)
 @click.option(
     "--with", "others", type=FOLDER, multiple=True, help="One more checkpoint of an ensemble, whose mean lengths decide."
 )
@@ -32,8 +37,7 @@ def command(
 ) -> None:
     """Classify images with a trained network.
 
-    For each png or jpg image it prints the class, and the length of that class's capsule (0 to 1). CHECKPOINT is a file that
-    'capsbench train' has written, or the folder of a run, whose best epoch is used.
+    It prints the class of each image, and the length of that class's capsule, from 0 to 1.
 
     \b
     Examples:

@@ -20,6 +20,39 @@ STANDARD_OUTPUT = Path("-")
 """Name of standard output in place of a file."""
 
 
+class Argument(click.Argument):
+    """An argument that --help describes, and whose meaning answers a command that lacks it.
+
+    Args:
+        meaning: its meaning, a noun with an article: `a report, or a folder of reports`.
+        example: words that can be typed for it.
+    """
+
+    def __init__(self, *args: Any, meaning: str, example: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.meaning, self.example = meaning, example
+
+
+class RequiredOption(click.Option):
+    """An option that must be typed.
+
+    Args:
+        example: a value for it.
+    """
+
+    def __init__(self, *args: Any, example: str, **more: Any) -> None:
+        super().__init__(*args, required=True, **more)
+        self.example = f"{self.opts[0]} {example}"
+
+
+def example_of(context: click.Context) -> str:
+    """Return a command with all that it needs, and no more: `capsbench check reports/ --baseline baselines/ci.json`."""
+    words = [it.example for it in context.command.params if isinstance(it, Argument | RequiredOption) and it.required]
+    # The program itself may have another name, as under python -m.
+    path = context.command_path.removeprefix(context.find_root().command_path).split()
+    return " ".join(["capsbench", *path, *words])
+
+
 class Command(click.Command):
     """A command whose paths keep their meaning, even if modules that it imports change the working directory.
 
@@ -36,7 +69,11 @@ class Command(click.Command):
         return ["-h", "--help"]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
+        """Write the arguments, and the options section by section."""
+        named = [(it.make_metavar(ctx), it.meaning) for it in self.get_params(ctx) if isinstance(it, Argument)]
+        if named:
+            with formatter.section("Arguments"):
+                formatter.write_dl(named)
         # Newer releases of click list arguments too, which the line of usage and the text above name already.
         options = [param for param in self.get_params(ctx) if not isinstance(param, click.Argument)]
         left = {param.name: line for param in options if (line := param.get_help_record(ctx)) is not None}
@@ -119,9 +156,9 @@ def _naming_flags(text: str, context: click.Context) -> str:
     """A text with flags for fields: those of a command's parameters, and those of other commands for names that it lacks."""
     if "`" not in text:  # so that the other commands need not be imported
         return text
-    from capsbench.options import OPTIONS
+    from capsbench.options import FLAGS
 
-    found = {name: option.flag for name, option in OPTIONS.items()}
+    found = dict(FLAGS)
     for command in (*_commands(context.find_root().command, context), context.command):
         found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}
     # A parameter of the library that commands call by another name.

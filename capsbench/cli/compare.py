@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import Command, echo, echo_json
+from capsbench.cli.command import Argument, Command, echo, echo_json
 from capsbench.cli.flags import THRESHOLD_OPTIONS
 from capsbench.cli.output import console_of, load_summary, say
 from capsbench.cli.types import FOLDER, NameList
@@ -13,8 +13,8 @@ from capsbench.options import OPTIONS
 
 
 @click.command("compare", cls=Command)
-@click.argument("a", type=FOLDER)
-@click.argument("b", type=FOLDER)
+@click.argument("a", cls=Argument, type=FOLDER, meaning="a report, a folder of reports, or a baseline", example="reports/before")
+@click.argument("b", cls=Argument, type=FOLDER, meaning="what A is compared with, also one of these", example="reports/after")
 @click.option("--cells", is_flag=True, help="Show every cell, in addition to slopes and levels.")
 @click.option(
     "--across",
@@ -31,9 +31,9 @@ def command(
 ) -> None:  # fmt: skip
     """Compare two reports: difference, interval and verdict.
 
-    A and B are reports, folders of reports or baselines, which are compared slope by slope and cell by cell. Worse means
-    significantly different and beyond a threshold. Times are scaled to the first report's machine: a yardstick was timed with
-    each, which distinguishes a slower machine from slower code.
+    They are compared slope by slope and cell by cell. A value is worse if it differs significantly and by more than a threshold.
+    Times of B are scaled to the machine of A by a yardstick, a computation that was timed with both: it distinguishes a slower
+    machine from slower code.
 
     \b
     Examples:

@@ -3,13 +3,13 @@
 import click
 from click.shell_completion import get_completion_class
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.types import OneOf
 from capsbench.errors import ConfigurationError
 
 
 @click.command("completion", cls=Command)
-@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
+@click.argument("shell", cls=Argument, type=OneOf(["bash", "zsh", "fish"]), meaning="the name of your shell", example="bash")
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print a script that completes names in a shell.

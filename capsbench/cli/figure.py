@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.command import Group, echo
+from capsbench.cli.command import Argument, Group, echo
 from capsbench.cli.flags import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION
 from capsbench.cli.output import writing
 from capsbench.cli.typed import require_command
@@ -36,12 +36,15 @@ def command(context: click.Context) -> None:
 
 
 @command.command()
-@click.argument("run", type=FOLDER)
+@click.argument(
+    "run", cls=Argument, type=FOLDER, meaning="the folder of a run that was trained with --diagnostics", example="runs/mine"
+)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the run's own.")
 def diagnostics(run: Path, out: Path | None) -> None:
     """Draw the diagnostics of each block over depth.
 
-    They are bundle entropy, capsule lengths and gradients, of a run that was trained with --diagnostics.
+    They are the entropy of bundles (groups of samples that a block no longer distinguishes), the lengths of capsules, and
+    gradients.
 
     \b
     Examples:
@@ -71,8 +74,14 @@ def diagnostics(run: Path, out: Path | None) -> None:
 
 
 @command.command()
-@click.argument("checkpoint", type=FOLDER)
-@click.argument("images", type=FOLDER, nargs=-1)
+@click.argument(
+    "checkpoint", cls=Argument, type=FOLDER, example="runs/mine",
+    meaning="a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used",
+)  # fmt: skip
+@click.argument(
+    "images", cls=Argument, type=FOLDER, nargs=-1, example="boot.png",
+    meaning=f"files of images, png or jpg; by default the first test image of each class, up to {MOST_IMAGES}",
+)  # fmt: skip
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the checkpoint's own.")
 @DEVICE_OPTION
 @DATA_DIR_OPTION
@@ -83,8 +92,6 @@ def reconstructions(
     """Draw inputs with their reconstructions.
 
     It also draws the reconstructions of the first input with each dimension of its class capsule moved from -0.25 to 0.25.
-    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used. Without IMAGES
-    (png or jpg) it draws the first test image of each class, up to 10.
 
     \b
     Examples:

@@ -40,7 +40,7 @@ def scale_option(text: str) -> Callable[[Any], Any]:
 
 def validation_option(text: str) -> Callable[[Any], Any]:
     """Option of the number of images that are held out of a training set."""
-    fits = number("a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
+    fits = number("a fraction below 1, or a whole number of images", lambda value: 0 <= value < 1 or value == int(value) >= 1)
     return click.option("--validation", type=fits, default=0.1, help=text)
 
 
@@ -119,7 +119,7 @@ DEVICE_OPTION = cell_option("device", help="Device: auto, cpu, cuda or cuda:N.")
 ALONG_OPTION = click.option(
     "--along",
     type=Parsed("name", lambda _, text: axis_named(text)),
-    help="Axis: depth, batch-size, or what --vary named; by default each that a report varies.",
+    help="Axis of the slopes: depth, batch-size, or what --vary named; by default every one that a report varies.",
 )
 """The axis over which reports are drawn."""
 
@@ -129,7 +129,7 @@ BASIS_OPTION = click.option(
     "basis",
     type=Parsed("name=basis", parse_basis),
     multiple=True,
-    help="Terms of the costs over an axis, in place of those that are found: length=1,n,n² (or n^2), world-size=1,1/n.",
+    help="Form of the costs over an axis, in place of the one that is found: length=1,n,n² (or n^2), world-size=1,1/n.",
 )
 """The bases that a user declares."""
 
@@ -144,10 +144,14 @@ THRESHOLD_OPTIONS = together(
         "--bytes-threshold",
         type=Parsed("share,bytes", parse_bytes_threshold),
         default="1%,512",
-        help="Threshold of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
+        help="Growth of bytes, or of bytes per block, up to which they are not worse: the larger of a percentage and a number of "
+        "bytes.",
     ),
     click.option(
-        "--time-threshold", type=Parsed("share", parse_time_threshold), default="10%", help="Threshold of times, in percent."
+        "--time-threshold",
+        type=Parsed("share", parse_time_threshold),
+        default="10%",
+        help="Growth of times, in percent, up to which they are not worse.",
     ),
 )
 SETTINGS_OPTION = click.option(
@@ -155,16 +159,17 @@ SETTINGS_OPTION = click.option(
     "settings",
     type=Parsed("name=values", parse_setting),
     multiple=True,
-    help="Values for the arguments of a case's function, which multiply the sweep: length=128,256.",
+    help="Values for arguments of a case, which is a function of yours that returns a network with its inputs and loss; several "
+    "values make several cells: length=128,256.",
 )
 VARY_OPTION = click.option(
     "--vary",
     "vary",
     type=Parsed("name=values", parse_axis),
     multiple=True,
-    help="Axis over which slopes are fitted, in place of depth: batch-size=32-256:32, capsules=16,32, image-size=32,64, "
-    "length=128,256 of a case, blocks=1-8. Several make a grid. Without --depth, a case then has its own depth, and any other "
-    "network 1 block.",
+    help="What is varied in place of depth, and slopes are fitted over: batch-size=32-256:32, capsules=16,32, "
+    "image-size=32,64, or a number that a case (see --set) takes: length=128,256. Several make a grid. Without --depth, a case "
+    "keeps its own depth, and any other network has 1 block.",
 )
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
@@ -193,19 +198,22 @@ LAUNCHER_OPTIONS = together(
     click.option("--exclusive-node", is_flag=True, help="Let nothing else run on a node while times are taken there."),
 )
 SWEEP_OPTIONS = together(
-    click.option("--repeats", type=whole_number(1), default=1, help="Replicates of every cell."),
+    click.option(
+        "--repeats", type=whole_number(1), default=1, help="Number of times that every cell is measured, each from the beginning."
+    ),
     click.option("--samples", type=whole_number(3), default=3, help="Smallest number of samples of each time."),
     click.option(
         "--time-budget",
         type=positive("seconds"),
         default=20,
-        help="Most seconds of sampling per cell; timing ends once all slopes are known, or a lone cell's time within 2 %.",
+        help="Longest time of sampling per cell; it ends earlier once all slopes are known as well as --slope-share asks, or the "
+        "time of a cell that is timed alone is known within 2 %.",
     ),
     click.option(
         "--slope-share",
         type=Parsed("share", parse_slope_share),
         default="20%",
-        help="Width of the slopes' 95 % intervals, in percent of the slope, at which timing ends.",
+        help="Timing ends when the 95 % intervals of all slopes are no wider than this percentage of the slope.",
     ),
     click.option(
         "--processes",

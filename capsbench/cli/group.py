@@ -18,7 +18,7 @@ _SECTIONS = {
 """Sections of --help, each with its commands."""
 
 SUMMARIES = {
-    "check": "Fail if memory or time grew against a baseline.",
+    "check": "Fail if memory or time grew since a baseline.",
     "classify": "Classify images with a trained network.",
     "compare": "Compare two reports: difference, interval and verdict.",
     "completion": "Print a script that completes names in a shell.",
@@ -33,7 +33,7 @@ SUMMARIES = {
     "run": "Measure memory and time over depth or another axis.",
     "show": "Draw the slopes of a report on the terminal.",
     "slopes": "Print what one more block costs, or one more sample.",
-    "timeline": "Look inside one training step: memory and its purpose.",
+    "timeline": "Show the memory inside one training step, and its purpose.",
     "train": "Train a network to accuracy.",
 }
 """First sentences of the commands, so that help needs no module of a command; each fits into a line of 80 columns.

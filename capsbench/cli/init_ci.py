@@ -1,6 +1,7 @@
 """`capsbench init-ci`: a workflow that checks every pull request."""
 
 import shlex
+from pathlib import PurePath
 
 import click
 
@@ -42,6 +43,8 @@ def command(models: str, depth: str, baseline: str, install: str | None, gitlab:
     from capsbench.cases.factories import resolve_model
     from capsbench.sweep.asked import naming
 
+    if not baseline.strip() or PurePath(baseline).is_absolute() or ".." in PurePath(baseline).parts:
+        raise ConfigurationError(f"--baseline '{baseline}' is not a path within the repository", "write baselines/ci.json")
     install = requirement_of(install, start()) if install is not None else where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
     for model in NameList(tuple(MODELS), open_ended=True).parse("--models", models):

@@ -21,7 +21,7 @@ from capsbench.words.units import bytes_text
 def command(as_json: bool, data_dir: Path | None) -> None:
     """List the models, data sets and names that options take.
 
-    It shows which data sets are on disk.
+    It also says which data sets are on disk.
     """
     offered = offers(data_dir)
     if as_json:
@@ -53,7 +53,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
             return error.what
 
     return {
-        "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
+        "models": {name: _first_sentence(kind) for name, kind in BUILT_IN.items()} | registered,
         f"datasets (looked for in {directory or data_directory()})": {
             name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source(name)}" for name, spec in SPECS.items()
         },
@@ -67,3 +67,8 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         },
         "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
     }
+
+
+def _first_sentence(kind: object) -> str:
+    """The first sentence of the docstring of a class or function."""
+    return (kind.__doc__ or "").splitlines()[0].partition(". ")[0].removesuffix(".") + "."

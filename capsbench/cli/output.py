@@ -11,6 +11,7 @@ from rich.text import Text
 from capsbench.axes import BASES, axis_title, declared_forms
 from capsbench.cli.command import echo, echo_rows, in_words_of_command
 from capsbench.cli.streams import signs_of
+from capsbench.cli.types import once
 from capsbench.errors import StoreError
 from capsbench.report import Report, reports_below, summary_in
 from capsbench.store.files import damage_in_words, nothing_to_read
@@ -76,7 +77,9 @@ def declared(reports: Sequence[Report], bases: Iterable[tuple[str, str]]) -> lis
     Raises:
         ConfigurationError: no report varies an axis.
     """
-    forms = declared_forms(dict(bases), list(dict.fromkeys(axis for report in reports for axis in report.axes)))
+    forms = declared_forms(
+        once(list(bases), "--basis", "1,n,n²"), list(dict.fromkeys(axis for report in reports for axis in report.axes))
+    )
     own = [{axis: BASES[form] for axis, form in forms.items() if axis in report.axes} for report in reports]
     return [report.with_basis(**some) if some else report for report, some in zip(reports, own, strict=True)]
 

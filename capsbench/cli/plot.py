@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, OPEN_OPTION
 from capsbench.cli.output import declared, open_in_browser, warn_of_damages
 from capsbench.cli.types import FOLDER, NameList, OneOf
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("plot", cls=Command)
-@click.argument("reports", type=FOLDER)
+@click.argument("reports", cls=Argument, type=FOLDER, meaning="a report, or a folder of reports", example="reports/")
 @click.option(
     "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak as well in figure 4."
 )
@@ -34,8 +34,8 @@ def command(
 ) -> None:  # fmt: skip
     """Draw figures 3 and 4 of reports again, and their pages.
 
-    REPORTS is a report, or a folder with reports below it; each is drawn from its records. A report of `reproduce` is drawn
-    as `reproduce` draws it, unless an option asks for something else.
+    Each report is drawn from its records. A report of 'capsbench reproduce' is drawn as that command draws it, unless an option
+    asks for something else.
 
     \b
     Examples:

@@ -43,9 +43,9 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step on a GPU that you do not have.
 
-    A step is followed on shapes, without being computed, and its memory replayed through a model of CUDA's allocator. Retained
-    bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess. --device cpu predicts
-    the memory of a CPU. In Python, capsbench.estimate does the same for a network that is in memory.
+    A step is followed on tensors that have shapes and no values, and its memory is replayed through a model of CUDA's
+    allocator. Retained bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
+    --device cpu predicts the memory of a CPU. In Python, capsbench.estimate does the same for a network that is in memory.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
         if fit is not None and capacity is None:
             raise ConfigurationError(f"--fit {fit} on a CPU needs to know its memory", "give it with --capacity, such as 24GiB")
         return None
-    known = gpu_of(gpu or DEFAULT_GPU)
+    known = gpu_of(DEFAULT_GPU if gpu is None else gpu)
     if capacity is not None and capacity <= known.context_bytes:
         raise ConfigurationError(
             f"--capacity {bytes_text(capacity)} is less than CUDA's own context takes on GPU {known.name} "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.flags import OPEN_OPTION
 from capsbench.cli.output import open_in_browser, warn
 from capsbench.cli.types import FOLDER
@@ -17,14 +17,16 @@ from capsbench.system.paths import typed
 
 
 @click.command("report", cls=Command)
-@click.argument("reports", type=FOLDER, nargs=-1, required=True)
+@click.argument(
+    "reports", cls=Argument, type=FOLDER, nargs=-1, required=True, meaning="reports, or folders of reports", example="reports/"
+)
 @click.option("--out", type=FOLDER, help="The file to write; by default index.html in the folder, or in the one that all share.")
 @OPEN_OPTION
 def command(reports: tuple[Path, ...], out: Path | None, open_page: bool) -> None:
     """Write reports as one self-contained HTML page.
 
-    REPORTS are reports, or folders with reports below them. The page needs neither a network nor a server. It shows several
-    reports side by side, with their history and the verdicts of the check.
+    The page needs neither a network nor a server. It shows several reports side by side, with their history and the verdicts of
+    the check.
 
     \b
     Examples:

@@ -94,7 +94,7 @@ _trained_options = together(
         "--out", type=FOLDER, help="Folder of the table and its runs; by default one in reports/ with the table's name."
     ),
     CHECKPOINT_OPTION,
-    click.option("--resume", is_flag=True, help="Add to a table that was begun; refused if none was."),
+    click.option("--resume", is_flag=True, help="Continue a table that was begun; an error if none was."),
     click.option("--dry-run", is_flag=True, help="Show the networks left to train, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output."),
 )
@@ -133,7 +133,7 @@ for _what, (_says, _each) in TRAINED.items():
     _more = f"""{_says}
 
     {_each} The command trains or resumes the networks that are not done, and prints mean and standard deviation over seeds
-    next to the paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
+    next to the paper's. At full length this needs a GPU; --scale shortens epochs and data alike.
 
     \b
     Examples:

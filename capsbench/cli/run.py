@@ -23,8 +23,9 @@ from capsbench.records import BOTH, Pass
 def command(only: Pass | None, quick: bool, **given: Any) -> int:
     """Measure memory and time over depth or another axis.
 
-    It fits the slopes, draws figures 3 and 4, and writes a page. Options that name a choice take a comma list, which
-    multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
+    A cell is one network with one depth and one value of every other option; all cells of a command are a sweep. The command fits
+    a line through cells that differ in depth alone, whose slope is the cost of one more block, draws figures 3 and 4, and writes
+    a page. Options that name a choice take a comma list, which multiplies the cells. --depth 1-8 is --vary blocks=1-8.
 
     \b
     Examples:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
 from capsbench.cli.output import console_of, load_reports, no_slopes, print_faults
 from capsbench.cli.streams import signs_of
@@ -13,13 +13,13 @@ from capsbench.cli.types import FOLDER
 
 
 @click.command("show", cls=Command)
-@click.argument("reports", type=FOLDER)
+@click.argument("reports", cls=Argument, type=FOLDER, meaning="a report, or a folder of reports", example="reports/")
 @ALONG_OPTION
 @BASIS_OPTION
 def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]) -> None:
     """Draw the slopes of a report on the terminal.
 
-    Each has a small chart of memory or time over depth, or over what was varied. REPORTS is a report, or a folder of reports.
+    Each has a small chart of memory or time over depth, or over what was varied.
 
     \b
     Examples:

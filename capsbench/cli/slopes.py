@@ -4,15 +4,16 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import Command, echo
+from capsbench.cli.command import Argument, Command, echo
 from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION
 from capsbench.cli.output import console_of, load_reports, print_estimates, print_faults, print_slopes
+from capsbench.cli.typed import refuse_given
 from capsbench.cli.types import FOLDER, Parsed, parse_place
 from capsbench.errors import ConfigurationError
 
 
 @click.command("slopes", cls=Command)
-@click.argument("reports", type=FOLDER)
+@click.argument("reports", cls=Argument, type=FOLDER, meaning="a report, or a folder of reports", example="reports/")
 @ALONG_OPTION
 @BASIS_OPTION
 @click.option(
@@ -49,6 +50,8 @@ def command(
 
     if latex and (as_json or at is not None):
         raise ConfigurationError(f"--latex cannot be combined with {'--json' if as_json else '--at'}", "leave one of the two out")
+    if at is not None:
+        refuse_given("along", "--at", "a point has a position on every axis")
     loaded = load_reports(reports, basis)
     frame = frame_of(loaded)
     if at is not None:

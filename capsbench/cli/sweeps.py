@@ -1,23 +1,23 @@
 """A sweep on the command line: announced, measured under a progress display, drawn and printed."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
 from capsbench.axes import AxisForm, declared_forms, parse_depths
 from capsbench.catalog import STACKED
-from capsbench.cli.command import command_to_resume, typed_command
+from capsbench.cli.command import command_to_resume, in_words_of_command, typed_command
 from capsbench.cli.flags import machine_of
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_faults, print_slopes, say, warn_of_damages
 from capsbench.cli.typed import refuse_for_own, was_left_out
+from capsbench.cli.types import once
 from capsbench.drawing import SLOPES
-from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
+from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan, axes_of
@@ -39,8 +39,6 @@ from capsbench.words.faults import faults_of
 from capsbench.words.units import duration_range
 from capsbench.workload import without_effect
 
-T = TypeVar("T")
-
 LONG_SECONDS = 60.0
 """Duration of a sweep from which on the seconds that predicted timelines take do not matter."""
 
@@ -59,13 +57,13 @@ def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None
     """
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
-    vary = _once(given.get("vary", ()), "--vary")
+    vary = once(given.get("vary", ()), "--vary")
     # Options that were not typed are left to the sweep, since a case has defaults of its own, and an axis has its values.
     left = {name: None for name in ("dataset", "batch_size", *vary) if name in SWEPT_OPTIONS and was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
     chosen = not was_left_out("depth")
     depths = None if searched is not None and not chosen else parse_depths(given["depth"])
-    settings = _once(given["settings"], SETTINGS_FLAG)
+    settings = once(given["settings"], SETTINGS_FLAG)
     usual = {name: value for name, value in (usual or {}).items() if name in SWEPT_OPTIONS}
     return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, usual=usual, **options))
 
@@ -77,20 +75,7 @@ def typed_axes(cells: Sequence[Cell], given: Mapping[str, Any]) -> tuple[str, ..
 
 def typed_forms(axes: Sequence[str], given: Mapping[str, Any]) -> dict[str, AxisForm]:
     """Return the forms of costs over these axes that a command's options declare."""
-    return declared_forms(_once(given.get("basis", ()), "--basis", "1,n,n²"), axes)
-
-
-def _once(pairs: Sequence[tuple[str, T]], flag: str, example: str = "1,2,4") -> dict[str, T]:
-    """The values of each name; `example` is one of several.
-
-    Raises:
-        ConfigurationError: a name was typed twice.
-    """
-    found = dict(pairs)
-    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
-    if twice is not None:
-        raise ConfigurationError(f"{flag} {twice} is given twice", f"give all of its values at once: {flag} {twice}={example}")
-    return found
+    return declared_forms(once(given.get("basis", ()), "--basis", "1,n,n²"), axes)
 
 
 def sweep_as_typed(
@@ -106,7 +91,7 @@ def sweep_as_typed(
     """
     axes = typed_axes(cells, given)
     launching = Launching(
-        given["launcher"], given["address"], _once(given["slurm"], "--slurm"), given["exclusive_node"], given["device"]
+        given["launcher"], given["address"], once(given["slurm"], "--slurm"), given["exclusive_node"], given["device"]
     )
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
@@ -219,8 +204,9 @@ class Screen:
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
         """Announce the remaining cells, and show the progress."""
         estimate = Estimate(plan, left) if self._data is None else self.announce(plan, report, left)
-        follow = "time" in plan.passes
-        with Progress(self._console, estimate.cells_left(), estimate.seconds_left, times_follow=follow) as progress:
+        follow, left_of = "time" in plan.passes, estimate.seconds_left
+        shown = Progress(self._console, estimate.cells_left(), left_of, times_follow=follow, worded=in_words_of_command)
+        with shown as progress:
             yield estimate, progress
 
 

@@ -46,7 +46,7 @@ _HINTS = {
 @click.option("--out", type=FOLDER, help="Folder to write to; by default a new one in reports/, named after the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
 def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **given: Any) -> int:
-    """Look inside one training step: memory and its purpose.
+    """Show the memory inside one training step, and its purpose.
 
     It prints the operator at the peak, and the modules that retain memory. It writes timeline.json and draws it, and on CUDA
     also writes snapshot.pickle, for pytorch.org/memory_viz.

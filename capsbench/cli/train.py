@@ -26,6 +26,7 @@ from capsbench.cli.typed import refuse_for_own, refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, number, whole_number
 from capsbench.errors import ConfigurationError, Interrupted
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
+from capsbench.store.files import RECORDS
 from capsbench.system.paths import anchored, new_folder, unless_empty
 from capsbench.training.settings import Preprocessing, TrainingOptimizer, TrainingSettings, differences
 
@@ -132,8 +133,9 @@ def command(
 ) -> int:  # fmt: skip
     """Train a network to accuracy.
 
-    Checkpoints lose nothing, and the best epoch is chosen on held-out images. The test set is read once, at the end. Under
-    torchrun several processes train one network on batches cut between them.
+    A run that was cut off resumes from its last checkpoint, with --resume. The best epoch is chosen on images that are held out
+    of the training set, and the test set is read once, at the end. Under torchrun, several processes train one network and
+    divide each batch.
 
     \b
     Examples:
@@ -149,6 +151,8 @@ def command(
     _refuse_without_effect(given)
     settings = training_settings(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
+    if (folder / RECORDS).exists():
+        raise ConfigurationError(f"--out {folder} holds a report of 'capsbench run'", "name another folder for the run")
     try:
         with (
             printing_aside() if as_json else nullcontext(),

@@ -2,9 +2,10 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -13,6 +14,8 @@ from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import AXES_OF_FIELDS
 from capsbench.typed_values import Setting, parsed_values
+
+T = TypeVar("T")
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
@@ -108,6 +111,20 @@ def parse_slope_share(flag: str, text: str) -> float:
             f"{flag} '{text}' is not a percentage above 0", "write 20% for intervals of a fifth of their slope"
         )
     return float(found[1]) / 100
+
+
+def once(pairs: Sequence[tuple[str, T]], flag: str, example: str = "1,2,4") -> dict[str, T]:
+    """Return the values of each name; `example` is one of several.
+
+    Raises:
+        ConfigurationError: a name was typed twice.
+    """
+    found = dict(pairs)
+    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        name = twice.replace("_", "-")
+        raise ConfigurationError(f"{flag} {name} is given twice", f"give it once: {flag} {name}={example}")
+    return found
 
 
 def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
@@ -246,7 +263,7 @@ def parse_place(flag: str, text: str) -> dict[str, float]:
     Raises:
         ConfigurationError: a part is not a name with a number.
     """
-    found: dict[str, float] = {}
+    found: list[tuple[str, float]] = []
     for part in text.split(","):
         name, _, value = part.partition("=")
         try:
@@ -255,8 +272,8 @@ def parse_place(flag: str, text: str) -> dict[str, float]:
             number = math.nan
         if not math.isfinite(number) or not name.strip():
             raise ConfigurationError(f"{flag} '{text}' is not a position on axes", "write NAME=NUMBER: blocks=16,batch-size=256")
-        found[axis_named(name)] = number
-    return found
+        found.append((axis_named(name), number))
+    return once(found, flag, "16")
 
 
 def parse_basis(flag: str, text: str) -> tuple[str, str]:

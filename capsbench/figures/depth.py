@@ -133,7 +133,9 @@ def _grid(
     """Panels over an axis: a row for each data set, and a column for each metric that has values."""
     frame = along_with_levels(frame, axis or axes_in(frame)[0])
     if per == "epoch" and (frame[AXIS_COLUMN] == "batch_size").any():
-        raise ConfigurationError("`per` is epoch along batch_size, which changes the steps of an epoch", "draw seconds per step")
+        raise ConfigurationError(
+            "`per` epoch is not drawn over the batch size, which changes the number of steps in an epoch", "draw seconds per step"
+        )
     parts = _by_dataset(frame)
     styles = series_styles(frame)
     if width is not None:

@@ -14,7 +14,7 @@ from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.sizes import MEBIBYTES, MIB
 from capsbench.timeline import Timeline
 from capsbench.words.labels import STAND_IN, dataset_title, model_title
-from capsbench.words.modules import OUTSIDE, STARS, ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, STARS, ModuleChange, module_changes, with_class
 from capsbench.words.units import bytes_text
 
 _HATCHES = {"gradient": "///", "communication": "|||", "temporary": "...", "other": "xxx"}
@@ -50,7 +50,7 @@ def timeline_text(timeline: Timeline) -> str:
         title_of(timeline),
         _aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
         _aligned("operator", peak.operator or "none, or not known"),
-        _aligned("module", "not known" if peak.module is None else peak.module or OUTSIDE),
+        _aligned("module", "not known" if peak.module is None else peak_module(timeline) or OUTSIDE),
         "alive at the peak",
         *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline).items()),
         _aligned("  left over", _exact(peak.left_over_bytes)),
@@ -59,7 +59,7 @@ def timeline_text(timeline: Timeline) -> str:
     shown = modules_of(timeline)[:5]
     for module in shown:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
-        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or OUTSIDE}{each}")
+        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.title(timeline.module_classes)}{each}")
     notes = [*([STARS] if any("*" in module.name for module in shown) else []), *timeline.notes]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
@@ -105,7 +105,7 @@ def _mark_phases(ax: Axes, timeline: Timeline, places: np.ndarray) -> None:
 
 def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
     peak = timeline.peak
-    words = [f"peak {bytes_text(peak.allocated_bytes)}", peak.operator, _short(peak.module) if peak.module else None]
+    words = [f"peak {bytes_text(peak.allocated_bytes)}", peak.operator, _short(peak_module(timeline) or "")]
     side = "right" if x > 0.5 else "left"
     text, at = "\n".join(word for word in words if word), (x + (-0.03 if side == "right" else 0.03), 1.27 * y)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8}
@@ -115,7 +115,7 @@ def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
 
 def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     found = modules_of(timeline)
-    bars = [(module.name or OUTSIDE, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
+    bars = [(module.title(timeline.module_classes), module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
     if len(found) > _MOST_BARS:
         others = found[_MOST_BARS:]
         count = sum(module.count for module in others)
@@ -155,6 +155,12 @@ def shown_events(total: np.ndarray) -> np.ndarray:
 def modules_of(timeline: Timeline) -> list[ModuleChange]:
     """Retained bytes by module; modules whose names differ in a number and which keep the same are one."""
     return module_changes({}, timeline.retained_by_module)
+
+
+def peak_module(timeline: Timeline) -> str | None:
+    """The module at the peak with its class, `primary (Conv2d)`; empty for the network itself, None if it is not known."""
+    name = timeline.peak.module
+    return name and with_class(name, timeline.module_classes.get(name, ""))
 
 
 def contents_at_peak(timeline: Timeline) -> dict[str, int]:

@@ -11,9 +11,10 @@ from capsbench.errors import ConfigurationError
 from capsbench.measure.close_look import CloseLook, Origins
 from capsbench.measure.memory import MemoryProbe
 from capsbench.measure.step_memory import probed_step
-from capsbench.prediction.timelines import step_fields
+from capsbench.prediction.timelines import classes_named, step_fields
 from capsbench.records import Configuration
 from capsbench.timeline import Timeline
+from capsbench.tracing.attribution import module_classes
 from capsbench.workload import Workload
 
 
@@ -44,12 +45,14 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
             "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with `device` cuda:predicted",
         )
     origins = Origins(trace, looks[0], step.retained_bytes() or 0)
+    fields, by_module = step_fields(trace, step.probe.phases(), origins.of), origins.retained_by_module()
     return Timeline(
         kind="measured",
         configuration=configuration,
         probe=step.probe.name,
         data_source=step.workload.data_source,
-        **step_fields(trace, step.probe.phases(), origins.of),
-        retained_by_module=origins.retained_by_module(),
+        **fields,
+        retained_by_module=by_module,
+        module_classes=classes_named(module_classes(step.workload.model), [*by_module, fields["peak"].module]),
         notes=[*origins.notes, *step.workload.remarks()],
     )

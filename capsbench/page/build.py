@@ -14,7 +14,7 @@ from capsbench.axes import axis_unit
 from capsbench.colours import COLOURS, DARK_COLOURS, PALE
 from capsbench.errors import with_flags
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
-from capsbench.options import REPEATED_FLAGS
+from capsbench.options import FLAGS
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.gpus import gpus_data
@@ -30,6 +30,7 @@ from capsbench.words.disturbances import IN_WORDS
 from capsbench.words.faults import again_sentence, fault_sentences, faults_head, faults_of
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
+from capsbench.words.slopes_in_words import INEXACT, INEXACT_NOTE
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -90,6 +91,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "metrics": cells.metrics_data(frame),
         "axes": cells.axes_data(frame),
         "disturbances": IN_WORDS,
+        "inexact": INEXACT,
         "fit": fit,
         "lines": packed,
         "modules": modules_data(records, texts),
@@ -115,6 +117,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
         answers=answers(all_series, page_series, apart, _ANSWERS), latest=(data["history"]["points"] or [None])[-1],
         verdicts=verdicts[:_VERDICTS], left_out=max(0, len(verdicts) - _VERDICTS),
+        inexact=INEXACT_NOTE if any(data["cells"]["inexact"]) else "",
         light=COLOURS, dark=DARK_COLOURS, pale=PALE, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
         data=text, limits=limits, notes=notes,
     )  # fmt: skip
@@ -139,8 +142,9 @@ def _fault_notes(report: "Report", *, named: bool) -> list[str]:
     faults = faults_of(report)
     if not faults:
         return []
-    again = with_flags(again_sentence(report), REPEATED_FLAGS)
-    texts = [*fault_sentences(faults, report.axes), again]
+    texts = [*fault_sentences(faults, report.axes), again_sentence(report)]
+    if report.plan is not None and report.plan.command.startswith("capsbench "):
+        texts = [with_flags(text, FLAGS) for text in texts]
     start = f"{report.name}: {faults_head(report)}" if named else faults_head(report).capitalize()
     return [f"{start}: {text}" if number == 0 else text for number, text in enumerate(filter(None, texts))]
 

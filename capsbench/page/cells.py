@@ -13,6 +13,7 @@ from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key, style
 from capsbench.frame import (
     AXES_COLUMN,
     AXIS_COLUMN,
+    CERTAINTY_COLUMN,
     POSITION_COLUMN,
     ROUNDS_COLUMN,
     SAMPLE_COLUMNS,
@@ -37,7 +38,15 @@ from capsbench.stats.slopes import series_columns
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import declared_remarks, row_basis, row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import (
+    declared_remarks,
+    inexact_mark,
+    row_basis,
+    row_ratio,
+    row_remarks,
+    row_shape,
+    row_slope,
+)
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -242,6 +251,7 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
     if len(all_series.along) > 1:
         data["along"] = all_series.along
     data |= {name: texts.numbers(frame[name]) for name in _TEXTS}
+    data["inexact"] = texts.numbers(map(_inexact, frame.get(CERTAINTY_COLUMN, [None] * len(frame))))
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
     placed = placed_times(frame)
     for metric in TIME_METRICS.values():
@@ -254,6 +264,12 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
             data[f"{metric.name}_{name}"] = [interval and _short(interval[end]) for interval in intervals]
         data[f"{metric.name}_placed"] = [one and _short(one.seconds) for one in placed[metric.name]]
     return data
+
+
+def _inexact(certainty: object) -> str:
+    """Columns of the predicted figures of a record that are not exact, joined by commas."""
+    known = certainty if isinstance(certainty, Mapping) else {}
+    return ",".join(name for name in VALUES if inexact_mark(known.get(name)))
 
 
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,12 @@
 """The inside of one step: bytes that modules retain, and timelines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from capsbench.colours import COLOURS, PURPOSES
-from capsbench.figures.one_step import caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
+from capsbench.figures.one_step import caption_of, contents_at_peak, modules_of, peak_module, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record
@@ -42,7 +42,7 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
         key = tuple(step.retained_by_module.items()) if step else ()
         if key and key not in known:
             known[key] = len(lists)
-            lists.append(_modules(module_changes({}, dict(key)), texts.number))
+            lists.append(_modules(module_changes({}, dict(key)), texts.number, {}))
         of.append(known.get(key, -1))
     return {"lists": lists, "of": of, "stars": STARS}
 
@@ -94,9 +94,9 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
     return found, len(looks)
 
 
-def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> ModuleRows:
-    """The modules that retain most, and all others as one."""
-    rows: ModuleRows = [[name(it.name or OUTSIDE), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any], classes: Mapping[str, str]) -> ModuleRows:
+    """The modules that retain most, with their classes as far as they are known, and all others as one."""
+    rows: ModuleRows = [[name(it.title(classes)), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
     rest = changes[_MOST_MODULES:]
     return [*rows, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else rows
 
@@ -134,8 +134,8 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
             "allocated": peak.allocated_bytes,
             "phase": cut(peak.contents.phase, LONGEST_NAME),
             "operator": None if peak.operator is None else cut(peak.operator, LONGEST_NAME),
-            "module": None if peak.module is None else cut(peak.module or OUTSIDE, LONGEST_NAME),
+            "module": None if peak.module is None else cut(peak_module(timeline) or OUTSIDE, LONGEST_NAME),
             "leftOver": peak.left_over_bytes,
         },
-        "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME)),
+        "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME), timeline.module_classes),
     }

@@ -1,6 +1,6 @@
 """The timeline of a traced step: the memory alive after every allocation, and the origin of the peak."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,21 @@ def timeline_of(configuration: Configuration, step: TracedStep, predicted: Predi
     notes += [f"would not fit: {predicted.reason}"] if not predicted.fits else []
     notes += [f"not in the peaks: what libraries take as scratch for {', '.join(step.scratch)}"] if step.scratch else []
     notes += ["bytes by module are as asked for, all others as the allocator rounds them"] if on_cuda else []
+    fields = step_fields(trace, trace.phases(), step.origin)
     return Timeline(
         kind="predicted",
         configuration=configuration,
         probe=predicted.memory.probe,
-        **step_fields(trace, trace.phases(), step.origin),
+        **fields,
         retained_by_module=step.retained_by_module,
+        module_classes=classes_named(step.module_classes, [*step.retained_by_module, fields["peak"].module]),
         notes=notes,
     )
+
+
+def classes_named(classes: Mapping[str, str], names: Iterable[str | None]) -> dict[str, str]:
+    """Return the classes of the modules that a timeline names, other than the network itself."""
+    return {name: classes[name] for name in dict.fromkeys(names) if name and name in classes}
 
 
 def step_fields(trace: Trace, phases: Mapping[str, Phase], origin: Callable[[int], Origin]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Forecast(NamedTuple):
     peaks: Sequence[int] = ()
     """Bytes of the smaller and of the larger peak; none if one of the two is not predicted."""
     failures: Sequence[str] = ()
-    """What kept a prediction from ending, in words."""
+    """Reason that a prediction did not end, in words."""
 
 
 def forecast(cells: Sequence[Cell]) -> Forecast:

@@ -31,11 +31,11 @@ def machine_options(
         ConfigurationError: there is no such device, or a GPU is named and nothing is predicted for one.
     """
     resolved = resolve_device(device, here=here)
-    if gpu and resolved != "cuda:predicted":
+    if gpu is not None and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} cannot be combined with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
-    name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
+    name = gpu_of(DEFAULT_GPU if gpu is None else gpu).name if resolved == "cuda:predicted" else None
     own = {} if threads is None and "threads" in vary else {"threads": threads or default_threads()}
     return {"device": resolved, "gpu": name} | own
 

@@ -128,6 +128,7 @@ def _ratio(row: Row) -> str:
     if math.isnan(float(row["ratio_to_rescapsnet"])) or is_reference(row):
         return ""
     value, *ends = ratio_parts(row["ratio_to_rescapsnet"], row["ratio_low"], row["ratio_high"])
+    value = latex_text(row_mark(row)) + value
     return f"{value} ({latex_text(range_text(*ends))})" if ends else value
 
 

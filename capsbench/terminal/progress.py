@@ -9,8 +9,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from capsbench.errors import brief_reason
 from capsbench.frame import to_frame
-from capsbench.records import Cell, Record
+from capsbench.records import FAULTS, Cell, Record
 from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
 from capsbench.timed_rounds import TurnsTaken
@@ -33,16 +34,19 @@ class Progress(Display):
         cells: number of cells left to measure.
         remaining: the least and the most seconds that the cells not yet done will take.
         times_follow: whether cells whose memory was measured have their times later.
+        worded: a function that puts messages into the words of the command line.
     """
 
     def __init__(
-        self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]], *, times_follow: bool = False
-    ) -> None:
+        self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]], *, times_follow: bool = False,
+        worded: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         # Once a second, because a display that draws more often would disturb the measurement.
         super().__init__(console, per_second=1)
         self._cells = cells
         self._remaining = remaining
         self._times_follow = times_follow
+        self._worded = worded
         self._began = time.monotonic()
         self._current = ""
         self._records: dict[str, Record] = {}
@@ -86,18 +90,27 @@ class Progress(Display):
             self._console.print(Text(text), soft_wrap=True)
 
     def _message(self, record: Record) -> str | None:
-        """The message of a record; one that an earlier cell had too is not printed again."""
+        """The message of a record, that of a failure in brief, since the end of a sweep has it in full; none is printed twice."""
         if not record.message:
             return None
         label = record.cell.label()
         earlier = self._messages.setdefault(record.message, label)
-        return record.message if earlier == label else f"as {earlier}"
+        if earlier != label:
+            return f"as {earlier}"
+        failed = record.status in FAULTS
+        return self._worded(brief_reason(record.cell.configuration.model, record.message) if failed else record.message)
 
     def _counter(self, record: Record | None = None) -> str:
         """The number of cells that are done: `2/9`, `memory 2/9` if their times follow, `times 2/9` of cells that took turns."""
         if record is not None and record.cell.key() in self._timed:
             return f"times {len(self._timed)}/{self._taking}"
-        has_memory = record is not None and record.kind == "measured" and record.memory is not None and record.time is None
+        has_memory = (
+            record is not None
+            and record.kind == "measured"
+            and record.status == "ok"
+            and record.memory is not None
+            and record.time is None
+        )
         return f"{'memory ' if has_memory and self._times_follow else ''}{len(self._records)}/{self._cells}"
 
     def _times(self) -> str:

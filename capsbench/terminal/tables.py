@@ -265,5 +265,5 @@ def _slope_cell(row: pd.Series | None, unit: Unit) -> str:
         return f"{row_mark(row)}{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"
     below = row_remarks(row)
     if shape == "line" and row_ratio(row):
-        below.append(f"× {ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")
+        below.append(f"× {row_mark(row)}{ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")
     return "\n".join([row_slope(row, unit) + noisy, *below])

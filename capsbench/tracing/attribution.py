@@ -30,6 +30,11 @@ class Origin(NamedTuple):
     """The module that was running, or whose backward was; empty for the network itself, and outside modules."""
 
 
+def module_classes(model: nn.Module) -> dict[str, str]:
+    """Return the name of the class of each module of a network, by the module's own name."""
+    return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
 class Spans:
     """Ranges of autograd nodes by module: from the first node that was made inside it to the first one after it."""
 

@@ -31,9 +31,11 @@ from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
 from capsbench.tracing.packed import PACK, UNKNOWN_LENGTHS, batch_sizes, packed_data, unpacking
-from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
+from capsbench.tracing.scratch import may_take, most_bytes, numbers_bytes, scratch_bytes
 from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
+    added_biases,
+    calls_noted,
     deep_copies,
     initial_values,
     lengths_as_numbers,
@@ -54,11 +56,37 @@ _ALL_TRUE = "the model asks if all values of a tensor are true, which the trace 
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
 _MASKS = "sizes of tensors depend on values, such as a mask's, and the trace takes 0: nothing is chosen, so bytes may be too few"
+_MASKED_FILL = {torch.ops.aten.masked_fill, torch.ops.aten.masked_fill_}
+_OTHER_WAY = "{} takes another way where values can be read, and other memory: counted as without values"
+_READ_IN_BACKWARD = {
+    operator
+    for name, overloads in {
+        "cumprod": ("default",), "prod": ("default", "dim_int"), "max": ("default",), "min": ("default",), "median": ("default",),
+        "nanmedian": ("default",),
+    }.items()
+    for operator in (getattr(getattr(torch.ops.aten, name), overload) for overload in overloads)
+}  # fmt: skip
+"""Operators whose derivatives look for zeros, or for all places of an extreme."""
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
-_KEEP_NUMBERS = {torch.ops.aten.mul, torch.ops.aten.div}
-"""Operators whose nodes keep the number that a tensor is multiplied with, or divided by."""
+_KEEP_NUMBERS = {getattr(torch.ops.aten, name).Tensor for name in ("mul", "mul_", "div", "div_")}
+"""Operators whose nodes keep, as a tensor, the number that a tensor is multiplied with, or divided by."""
 _WITHOUT_MEMORY = {torch.ops.aten._efficientzerotensor}
 """Operators whose tensors have no memory anywhere: the zeros of derivatives in forward mode."""
+_NEW_ZEROS = ("aten::new_zeros", "aten::zeros", "aten::zeros_like")
+_WRITTEN_INTO = {
+    getattr(getattr(torch.ops.aten, name), overload): (getattr(getattr(torch.ops.aten, f"{name}_"), overload), bases)
+    for names, bases in {
+        ("index_add", "index_fill", "index_put", "masked_scatter", "put", "scatter", "scatter_add"): _NEW_ZEROS,
+        ("masked_fill",): ("aten::where",),
+    }.items()
+    for name in names
+    for overload in getattr(torch.ops.aten, name).overloads()
+    if overload in getattr(torch.ops.aten, f"{name}_").overloads()
+}
+"""Operators by which torch's own backward writes into a new tensor where it is not followed.
+
+Each has the form that writes, and the operators that make such a tensor.
+"""
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
 """Shapes of the states of generators on a CPU and on CUDA."""
 
@@ -74,16 +102,29 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
     """
     follow = Follow(kind, capability=capability, **options)
     with (
-        pretending(kind), _forms_of_device(follow, capability), _forms_without_values(), resized_storages(follow.blocks.resize),
-        follow.shapes, follow,
+        pretending(kind), _forms_of_device(follow, capability), _forms_without_values(follow),
+        resized_storages(follow.blocks.resize), follow.shapes, follow,
     ):  # fmt: skip
         yield follow
 
 
 @contextmanager
-def _forms_without_values() -> Iterator[None]:
+def _forms_without_values(follow: "Follow") -> Iterator[None]:
     """Let torch and networks do without values where they would ask for them."""
-    with unseen(), deep_copies(), initial_values(), unpacking(), lengths_as_numbers(), without_its_log():
+
+    def quantile(name: str) -> None:
+        follow.unsure[_OTHER_WAY.format(f"torch.{name}")] = None
+
+    with (
+        calls_noted(("quantile", "nanquantile"), quantile),
+        added_biases(),
+        unseen(),
+        deep_copies(),
+        initial_values(),
+        unpacking(),
+        lengths_as_numbers(),
+        without_its_log(),
+    ):
         yield
 
 
@@ -162,6 +203,10 @@ class Follow(Operators):
             if block is not None and isinstance(number, Tensor):
                 self.blocks.fill(block, number)
 
+    def _is_kept(self, node: int) -> bool:
+        """Return whether a node keeps a number as a tensor."""
+        return node in self._numbers and self.blocks.bytes_of_event[self._numbers[node]] > 0
+
     def _follow_evaluated_again(self, call: Call) -> None:
         """Follow the numbers of nodes that backward made, once an operator takes what they returned."""
         nodes: dict[int, Any] = {}
@@ -217,6 +262,7 @@ class Follow(Operators):
         given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
+        call = self._in_place(call)
         self._expect_number(call)
         traits = call.traits
         if Trait.ONE_DTYPE in traits:
@@ -246,13 +292,27 @@ class Follow(Operators):
         """Make room in the log of memory for a number that the node of this operator may keep."""
         if self._evaluated_again:
             self._follow_evaluated_again(call)
-        has_number = any(isinstance(one, int | float) for one in call.args)
-        if self.kind == "cpu" and has_number and call.tensors and call.tensors[0].requires_grad:
-            # The node of this operator is the last one that was made.
+        has_number = any(isinstance(one, int | float | complex) for one in call.args)
+        if self.kind == "cpu" and has_number and _may_have_node(call):
+            # The node of this operator is the last one that was made, unless it is one that has none, such as a comparison.
             node = torch._C._autograd._get_sequence_nr() - 1
-            self._numbers[node] = self.blocks.add(0)
-            if current_node() != -1:
-                self._evaluated_again.add(node)
+            if node not in self._numbers:
+                self._numbers[node] = self.blocks.add(0)
+                if current_node() != -1:
+                    self._evaluated_again.add(node)
+
+    def _in_place(self, call: Call) -> Call:
+        """The call that torch makes in place of one by which a node of its own changes a new tensor: it writes into it.
+
+        Where operators are followed, the backward of an index, of a maximum and of others makes a second tensor.
+        """
+        found = _WRITTEN_INTO.get(call.func)
+        if found is None or current_node() == -1 or not _is_called_by_engine(call.tensors[0]):
+            return call
+        written_into, bases = found
+        makers = {(name, current_node()) for name in bases}
+        own = any(self.blocks.made_by[block] in makers for block in self.blocks.blocks_of(call.tensors[:1]))
+        return Call(written_into, call.args, call.kwargs) if own else call
 
     def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """Packed sequences without values, and the sizes of their batches with values."""
@@ -329,12 +389,18 @@ class Follow(Operators):
                 self.blocks.follow(one)
         if is_collective(call):
             self.blocks.tag("communication", call.tensors)
-        if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
-            self._true[out] = True
+        self._note_assumptions(call, out)
         if _sums_gradients(call):
             self.blocks.follow_sum(call.tensors[0], out)
         self._take_scratch(call)
         return out
+
+    def _note_assumptions(self, call: Call, out: Any) -> None:
+        """Note what is assumed of the outcome of an operator, and of its derivative."""
+        if _may_have_node(call) and (call.func in _READ_IN_BACKWARD or _fills_with_gradient(call)):
+            self.unsure[_OTHER_WAY.format(f"the derivative of {call.packet}")] = None
+        if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
+            self._true[out] = True
 
     def _inside(self, call: Call) -> Any:
         """Run an operator that is written in torch by its own code, so that its temporaries are followed; None for any other."""
@@ -368,6 +434,8 @@ class Follow(Operators):
             if real is not None:
                 device = call.tensors[0].device
                 return tree_map(lambda one: self.values.stand_in(one, device) if isinstance(one, Tensor) else one, real)
+            if call.packet is torch.ops.aten.masked_select and self.values.of(call.args[1]) is not None and _is_small(call):
+                return self._selected(call)
             if Trait.INDEXES not in call.traits:
                 return self._smallest(call)
         if Trait.INDEXES in call.traits:
@@ -379,6 +447,18 @@ class Follow(Operators):
         out = output(call, kind=self.kind, unsure=self.unsure)
         self.values.follow(call, out)
         return out
+
+    def _selected(self, call: Call) -> Tensor:
+        """The elements that a known mask selects."""
+        tensor, mask = call.args
+        known = self.values.of(mask)
+        with unset_fake_temporarily(), torch.no_grad():
+            real = Call(call.func, (torch.empty(tensor.shape, dtype=tensor.dtype), known), {})
+            count = real.run().numel()
+            nbytes = most_bytes(real) if self._try_scratch else 0
+        if nbytes:  # which the indices take before there is a result
+            self.blocks.free(self.blocks.add(nbytes), nbytes)
+        return torch.empty(count, dtype=tensor.dtype, device=tensor.device)
 
     def _smallest(self, call: Call) -> Any:
         """The outputs of an operator whose sizes depend on values: those that it has where all values are 0."""
@@ -406,11 +486,13 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if self.kind == "cpu":
             nbytes = collective_bytes(call) or nbytes
-        if self.kind == "cpu" and Trait.INDEXES in call.traits:
+        if self.kind == "cpu" and Trait.INDEXES in call.traits and not _fills(call):
             nbytes = (nbytes or 0) + sum(self.values.chosen_bytes(one) for one in call.args[1])
-        # With gradients autograd may keep the number of a product or a quotient, which `follow_numbers` finds.
-        if self.kind == "cpu" and not (call.packet in _KEEP_NUMBERS and any(one.requires_grad for one in call.tensors)):
-            nbytes = max(nbytes or 0, numbers_bytes(call))
+        if self.kind == "cpu":
+            numbers = numbers_bytes(call)
+            nbytes = max(nbytes or 0, numbers)
+            if numbers and call.func in _KEEP_NUMBERS and (_may_have_node(call) or self._is_kept(current_node())):
+                nbytes -= _kept_bytes(call)  # which a node keeps, as `follow_numbers` finds
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
 
@@ -440,6 +522,34 @@ def _is_mask(index: Tensor | None) -> bool:
     return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
+def _is_small(call: Call) -> bool:
+    """Return whether the tensors of a call have few elements, so that it can be run."""
+    return all(one.numel() <= MOST_ELEMENTS for one in call.tensors)
+
+
+def _fills(call: Call) -> bool:
+    """Return whether one number is written wherever one mask is true, for which torch makes no indices of the mask."""
+    if call.packet is torch.ops.aten.index or any(call.args[3:4]) or call.args[2].numel() != 1:
+        return False
+    given = [one for one in call.args[1] if one is not None]
+    return len(given) == 1 and _is_mask(given[0])
+
+
+def _kept_bytes(call: Call) -> int:
+    """Bytes of the tensor that a node keeps of the number among arguments."""
+    return torch.complex128.itemsize if any(isinstance(one, complex) for one in call.args) else torch.float64.itemsize
+
+
+def _may_have_node(call: Call) -> bool:
+    """Return whether autograd may have made a node for an operator."""
+    return torch.is_grad_enabled() and bool(call.tensors) and call.tensors[0].requires_grad
+
+
+def _fills_with_gradient(call: Call) -> bool:
+    """Return whether a number that needs a gradient is written wherever a mask is true: the derivative chooses by the mask."""
+    return call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
+
+
 def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:
     """Indices by which a mask chooses no element, one for each of its dimensions."""
     return [] if mask is None else [torch.empty(0, dtype=torch.int64, device=mask.device) for _ in range(mask.dim())]
@@ -450,9 +560,14 @@ def _sums_gradients(call: Call) -> bool:
 
     A view, such as the gradient of a transposed weight, shares its memory with its base, so that nothing is added to it in place.
     """
-    if call.func is not torch.ops.aten.add.Tensor or call.tensors[0]._is_view():
+    if call.func is not torch.ops.aten.add.Tensor or current_node() == -1 or torch.is_grad_enabled():
         return False
-    if current_node() == -1 or torch.is_grad_enabled():
+    return _is_called_by_engine(call.tensors[0])
+
+
+def _is_called_by_engine(first: Tensor) -> bool:
+    """Return whether autograd's engine, not a function in Python, calls the operator that is running, and not on a view."""
+    if first._is_view():
         return False
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not Operators.__torch_dispatch__.__code__:

@@ -22,7 +22,7 @@ from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.records import Configuration, StepFigures
-from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
+from capsbench.tracing.attribution import Calls, Origin, Spans, module_classes, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
 from capsbench.tracing.fake_group import fake_group
@@ -95,6 +95,8 @@ class TracedStep:
     """The work of the operators of each phase."""
     remarks: tuple[str, ...] = ()
     """Remarks on its phases."""
+    module_classes: Mapping[str, str] = field(default_factory=dict)
+    """Class of each module by its name."""
     freed_gradient_bytes: int = 0
     """Bytes of the gradients of the step before that forward freed."""
 
@@ -378,6 +380,7 @@ def _traced(follow: Follow, workload: Workload, *, inference: bool, by_module: b
         inference=of_inference,
         work=seen.work,
         remarks=tuple(workload.remarks()),
+        module_classes=module_classes(model) if by_module else {},
         freed_gradient_bytes=freed,
     )
 

@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +26,25 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, real)
         else:
             delattr(owner, name)
+
+
+@contextmanager
+def calls_noted(names: Iterable[str], note: Callable[[str], None]) -> Iterator[None]:
+    """Pass the names of torch's functions to `note` when these are called, as functions or as methods of a tensor."""
+    with ExitStack() as entered:
+        for name in names:
+            for owner in (torch, Tensor):
+                entered.enter_context(replaced(owner, name, _noted(getattr(owner, name), name, note)))
+        yield
+
+
+def _noted(function: Callable[..., Any], name: str, note: Callable[[str], None]) -> Callable[..., Any]:
+    @wraps(function)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note(name)
+        return function(*args, **kwargs)
+
+    return noted
 
 
 def _shown_state() -> Tensor:
@@ -67,6 +87,20 @@ def whole_inputs() -> AbstractContextManager[None]:
             return out.transpose(0, 1), *states
 
     return replaced(torch._VF, "lstm", lstm)
+
+
+def added_biases() -> AbstractContextManager[None]:
+    """Let a linear layer add its bias in place to the product of a matrix that is not contiguous, as it does with values."""
+    real: Any = torch.nn.functional.linear
+
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        flat = input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
+        if bias is None or flat or torch.is_autocast_enabled(input.device.type):
+            out: Tensor = real(input, weight, bias)
+            return out
+        return torch.matmul(input, weight.t()).add_(bias)
+
+    return replaced(torch.nn.functional, "linear", linear)
 
 
 def lengths_as_numbers() -> AbstractContextManager[None]:

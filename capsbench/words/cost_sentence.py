@@ -8,15 +8,19 @@ import numpy as np
 from capsbench.axes import per_unit
 from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.linearity import CURVES, Shape
-from capsbench.stats.metrics import METRICS
 from capsbench.words.disturbances import disturbed_by
 from capsbench.words.slopes_in_words import Row, declared_remarks, row_basis, row_ratio, row_shape, row_slope
 
 Piece = tuple[bool, str]
 """A piece of text, with True if it is emphasised."""
 
-_MEMORY = ("retained", "peak", "reserved", "process")
-"""Memory that a sentence may name, the most telling first."""
+_MEMORY = {
+    "retained": ("retains", "retained memory"),
+    "peak": ("allocates at its peak", "peak of allocated memory"),
+    "reserved": ("reserves at its peak", "peak of reserved memory"),
+    "process": ("takes in its process", "process memory"),
+}
+"""Memory that a sentence may name, the most telling first: its verb, and its noun."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,15 @@ def cost_pieces(costs: Mapping[str, CostWords]) -> list[Piece]:
 
 def _memory(cost: CostWords, metric: str) -> list[Piece]:
     """The bytes that each further block, or other unit, takes."""
-    title = METRICS[metric].title
-    verb = "retains " if metric == "retained" else f"needs ({title}) "
+    verb, noun = _MEMORY[metric]
     if cost.shape == "no change measurable":
-        return [(False, f"shows in its memory ({title}) {cost.text} {cost.unit}")]
+        return [(False, f"shows in its {noun} {cost.text} {cost.unit}")]
     if cost.shape in CURVES:
-        return [(False, verb), (not cost.declared, cost.text), *_shape_note(cost)]
+        return [(False, f"{verb} "), (not cost.declared, cost.text), *_shape_note(cost)]
     text = (cost.shape == "line", cost.text)
     if cost.slope < 0:
-        return [(False, f"changes its memory ({title}) by "), text, (False, f" {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
-    return [(False, verb), text, (False, f" more {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
+        return [(False, f"changes its {noun} by "), text, (False, f" {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
+    return [(False, f"{verb} "), text, (False, f" more {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
 
 
 def _time(cost: CostWords) -> list[Piece]:
@@ -113,18 +116,20 @@ def _time(cost: CostWords) -> list[Piece]:
     else:
         pieces = [(False, "takes "), text, (False, f" longer {cost.unit}"), *_ratio(cost)]
     if not cost.has_interval:
-        pieces.append((False, " (by two values alone, which give no interval)"))
-    basis: list[Piece] = [(False, f" ({cost.basis})")] if cost.basis else []
-    noise: list[Piece] = [(False, f" ({disturbed_by(cost.noise.split(','))})")] if cost.noise else []
-    return [*pieces, *basis, *_shape_note(cost), *noise]
+        pieces.append((False, ", by two values alone, which give no interval"))
+    how = [f"timed {cost.basis}"] if cost.basis else []
+    how += [disturbed_by(cost.noise.split(","))] if cost.noise else []
+    return [*pieces, *_shape_note(cost), *([(False, f", {' and '.join(how)}")] if how else [])]
 
 
 def _ratio(cost: CostWords) -> list[Piece]:
     # A slope of 0 is said as such: a ratio of 0 adds nothing to it.
+    if cost.ratio == "1" and cost.slope:
+        return [(False, ", as much as ResCapsNet")]
     return [(False, ", "), (True, f"{cost.ratio} times"), (False, " as much as ResCapsNet")] if cost.ratio and cost.slope else []
 
 
 def _shape_note(cost: CostWords) -> list[Piece]:
-    remarks = ["though it is not a line"] if cost.shape == "not a line" else []
+    remarks = ["though the values do not lie on a line"] if cost.shape == "not a line" else []
     remarks += [cost.declared] if cost.declared else []
-    return [(False, f" ({', '.join(remarks)})")] if remarks else []
+    return [(False, f", {', '.join(remarks)}")] if remarks else []

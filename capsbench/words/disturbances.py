@@ -15,5 +15,6 @@ IN_WORDS = {
 
 
 def disturbed_by(names: Iterable[str]) -> str:
-    """Text `disturbed by other work on the machine, a slower clock`; an unknown name stands for itself."""
-    return f"disturbed by {', '.join(IN_WORDS.get(name, name) for name in names)}"
+    """Text `disturbed by other work on the machine and a slower clock`; an unknown name stands for itself."""
+    known = [IN_WORDS.get(name, name) for name in names]
+    return f"disturbed by {' and '.join(filter(None, [', '.join(known[:-1]), *known[-1:]]))}"

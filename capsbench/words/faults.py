@@ -20,10 +20,12 @@ def faults_of(report: "Report") -> list[Record]:
 
 
 def faults_head(report: "Report") -> str:
-    """The number of cells that failed: `the only cell failed`, `2 of 6 cells failed`, `all 6 cells failed`."""
+    """The number of cells that failed: `the only cell failed`, `both cells failed`, `2 of 6 cells failed`."""
     count, of = len(faults_of(report)), len(report.records)
     if of == 1:
         return "the only cell failed"
+    if count == of == 2:
+        return "both cells failed"
     return f"{'all' if count == of else f'{count} of'} {of} cells failed"
 
 
@@ -51,10 +53,16 @@ def again_sentence(report: "Report", folder: Path | None = None) -> str:
     if report.plan is None:
         return ""
     late = all(record.status == "timeout" for record in faults_of(report))
-    remedy = "with a larger `timeout`" if late else "once this is fixed"
     command = report.plan.command
     if not command.startswith("capsbench "):
-        return f"{remedy}, the same call with resume=True measures these cells again"
+        # The words of Python, also where a command shows the report.
+        call = (
+            "the same call with a larger timeout and resume=True"
+            if late
+            else "once this is fixed, the same call with resume=True"
+        )
+        return f"{call} measures these cells again"
+    remedy = f"with a larger {REPEATED_FLAGS['timeout']}" if late else "once this is fixed"
     words, out, resume = shlex.split(command), REPEATED_FLAGS["out"], REPEATED_FLAGS["resume"]
     is_named = any(word.partition("=")[0] == out for word in words)
     words += [] if is_named or folder is None else [out, str(folder)]

@@ -20,7 +20,7 @@ Row = Mapping[Any, Any] | pd.Series
 NOISY = "~"
 """Sign after a time that something disturbed."""
 INEXACT = "≈ "
-"""Mark before every predicted figure that is not exact, and before every slope of such figures."""
+"""Mark before every predicted figure that is not exact, and before every slope of such figures and its ratio."""
 INEXACT_NOTE = "≈ marks predicted figures that are not exact, and what follows from them"
 
 
@@ -107,9 +107,13 @@ def is_reference(row: Row) -> bool:
 
 
 def row_ratio(row: Row) -> str:
-    """The ratio of a row with its interval; empty where there is none, and for the reference itself."""
+    """The ratio of a row with its interval; empty where there is none, and for the reference itself.
+
+    It has the mark of its slope, since the reference's figures are never less certain than those of the network that is compared.
+    """
     ratio = row["ratio_to_rescapsnet"]
-    return "" if is_reference(row) or pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
+    known = not is_reference(row) and not pd.isna(ratio)
+    return row_mark(row) + ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]) if known else ""
 
 
 def row_remarks(row: Row) -> list[str]:
@@ -145,14 +149,14 @@ def row_basis(row: Row) -> str:
     step = "step" if row["metric"] == "train" else "pass"
     growing = "blocks" if row[AXIS_COLUMN] == "blocks" else "growing parts"
     if row["basis"] == "turns":
-        return f"in the whole {step}"
+        return f"over the whole {step}"
     return f"in the {growing}{' and the optimizer' if row['metric'] == 'train' else ''}"
 
 
 def basis_note(table: pd.DataFrame) -> str:
-    """The parts of a step that slopes of times are of, for all rows: `training time in the whole step`; empty for none."""
+    """The parts of a step that slopes of times are of, for all rows: `training time over the whole step`; empty for none."""
     found: dict[str, list[str]] = {}
     for row in table[table["basis"] != "cells"].to_dict("records"):
         found.setdefault(row["metric"], []).append(row_basis(row))
     parts = [f"{METRICS[name].title} {' or '.join(dict.fromkeys(words))}" for name, words in found.items()]
-    return f"timed, while cells took turns: {', '.join(parts)}" if parts else ""
+    return f"cells were timed in turn: {', '.join(parts)}" if parts else ""

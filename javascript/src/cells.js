@@ -10,6 +10,7 @@ import {
   LINES,
   lineOf,
   METRICS,
+  markOf,
   noiseOf,
   samplesOf,
   statusOf,
@@ -67,7 +68,7 @@ function cellColumns() {
 }
 
 function metricColumn(metric) {
-  const text = (cell) => quantity(figure(cell, metric), metric.bytes);
+  const text = (cell) => markOf(cell, metric) + quantity(figure(cell, metric), metric.bytes);
   return { label: metric.head, column: metric.column, value: (cell) => figure(cell, metric), text, number: true };
 }
 

@@ -46,6 +46,8 @@ export const placesOf = (cell) =>
 export const textOf = (number) => DATA.texts[number];
 export const statusOf = (cell) => textOf(CELLS.status[cell]);
 export const noiseOf = (cell) => textOf(CELLS.noise[cell]);
+// The mark before a predicted figure that is not exact.
+export const markOf = (cell, metric) => (textOf(CELLS.inexact[cell]).split(",").includes(metric.column) ? DATA.inexact : "");
 export const isPredicted = (line) => line.kind === "predicted";
 
 // The time of a cell that took turns, relative to the others of its rounds; null of any other figure.

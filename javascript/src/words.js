@@ -7,6 +7,7 @@ import {
   figure,
   isPredicted,
   lineOf,
+  markOf,
   noiseOf,
   placedTime,
   placesOf,
@@ -43,7 +44,7 @@ const exactSeconds = (value) => `${Number(value.toPrecision(6))} s`;
 export function exactly(cell, metric) {
   const value = figure(cell, metric);
   if (value === null) return "-";
-  return `${quantity(value, metric.bytes)} (${metric.bytes ? exactBytes(value) : exactSeconds(value)})`;
+  return `${markOf(cell, metric)}${quantity(value, metric.bytes)} (${metric.bytes ? exactBytes(value) : exactSeconds(value)})`;
 }
 
 export function interval(cell, metric) {
@@ -109,7 +110,8 @@ function metricRows(cell, metric) {
 // What disturbed a time, from the names of its signs.
 export function disturbedText(names) {
   const known = names.split(",").map((name) => DATA.disturbances[name] ?? name);
-  return `disturbed by ${known.join(", ")}`;
+  const last = known.pop();
+  return `disturbed by ${known.join(", ")}${known.length ? " and " : ""}${last}`;
 }
 
 // The text next to a point.

@@ -32,7 +32,7 @@ from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
 from capsbench.workload import PRECISIONS
 from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for, written
-from helpers.made import RETAINED_PER_BLOCK, make_record
+from helpers.made import RETAINED_PER_BLOCK, make_record, write_report
 
 COMMANDS = sorted(subcommands())
 
@@ -484,17 +484,63 @@ def test_a_misspelt_command_has_a_suggestion(command):
     [
         (
             "compare a",
-            ("Missing argument 'B'", "A and B are reports", "for example: capsbench compare reports/before reports/after"),
+            (
+                "Missing argument 'B'",
+                "B stands for what A is compared with",
+                "for example: capsbench compare reports/before reports/after",
+            ),
         ),
-        ("check reports", ("Missing option '--baseline'", "for example: capsbench check reports/ --baseline baselines/cpu.json")),
-        ("plot", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench plot reports/")),
-        ("show", ("Missing argument 'REPORTS'", "REPORTS is a report", "for example: capsbench show reports/")),
+        ("check reports", ("Missing option '--baseline'", "for example: capsbench check reports/ --baseline baselines/ci.json")),
+        ("plot", ("Missing argument 'REPORTS'", "REPORTS stands for a report, or", "for example: capsbench plot reports/")),
+        ("show", ("Missing argument 'REPORTS'", "REPORTS stands for a report, or", "for example: capsbench show reports/")),
+        ("report", ("Missing argument 'REPORTS...'", "REPORTS stands for reports, or", "for example: capsbench report reports/")),
+        ("figure diagnostics", ("Missing argument 'RUN'", "for example: capsbench figure diagnostics runs/mine")),
+        ("classify a.pt", ("Missing argument 'IMAGES...'", "png or jpg", "for example: capsbench classify runs/mine boot.png")),
         ("estimate model.py", ("no command 'estimate'", "capsbench.estimate(model, inputs)", "'capsbench predict'")),
         ("run --vary batch-size=16-64:0", ("--vary batch_size 16-64:0 has a step of 0", "give a step of 1 or more: 16-64:16")),
     ],
 )
 def test_a_request_that_lacks_something_is_answered_with_what_would_be_right(command, typed, named):
     assert_refused(command(*typed.split()), *named)
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("show mine --basis blocks=1,n --basis blocks=1,1/n", ("--basis blocks is given twice",)),
+        ("slopes mine --at blocks=4,blocks=5", ("--at blocks is given twice", "--at blocks=16")),
+        ("slopes mine --at batch-size=4,batch-size=5", ("--at batch-size is given twice",)),
+        ("slopes mine --at blocks=4 --along blocks", ("--along has no effect with --at", "leave --along out")),
+        ("predict --models capsnet --gpu ''", ("--gpu '' is not known", "h100")),
+        ("run --models capsnet --device cuda:predicted --gpu ''", ("--gpu '' is not known",)),
+        ("train --validation 1.5", ("--validation '1.5' is not a fraction below 1, or a whole number of images",)),
+        ("train --validation nan", ("--validation 'nan'",)),
+        ("train --out mine", ("--out mine holds a report", "another folder")),
+        (
+            "init-ci --baseline /x/ci.json",
+            ("--baseline '/x/ci.json' is not a path within the repository", "baselines/ci.json"),
+        ),
+        ("init-ci --baseline ../ci.json --gitlab", ("--baseline '../ci.json'",)),
+        ("init-ci --baseline ''", ("--baseline ''",)),
+        ("run --models crash.py:net", ("ZeroDivisionError: division by zero (crash.py:2 in <module>)", "fix the file")),
+        ("run --models some.py:net", ("has no attribute 'net'", "name one of first, second")),
+        ("run --models empty.py:net", ("has no attribute 'net'", "it has no function or class yet")),
+    ],
+)
+def test_requests_that_contradict_themselves_or_name_nothing_are_refused(command, tmp_path, typed, named):
+    write_report(Report.of([make_record(blocks=blocks) for blocks in (1, 2)]), tmp_path / "mine")
+    (tmp_path / "crash.py").write_text("import math\n1 / 0\n")
+    (tmp_path / "some.py").write_text("def first(): pass\ndef second(): pass\n")
+    (tmp_path / "empty.py").write_text("")
+    assert_refused(command(*shlex.split(typed)), *named)
+
+
+def test_an_axis_that_was_asked_for_is_named_where_it_gives_no_slope(command, tmp_path):
+    write_report(Report.of([make_record(blocks=blocks) for blocks in (1, 2)]), tmp_path / "mine")
+    for name in ("show", "slopes"):
+        assert command(name, "mine", "--along", "batch-size").stdout == (
+            "no slopes: a line needs two measured positions along batch size\n"
+        )
 
 
 def test_an_option_of_another_command_is_answered_with_that_command(command):

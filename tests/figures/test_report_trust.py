@@ -70,7 +70,7 @@ def test_noisy_times_are_marked_where_they_stand():
     )
     lines = rendered(cells_table(frame)).splitlines()
     assert [line.count("~") for line in lines] == [0, 0, 2, 2, 1, 0]
-    assert "~ disturbed by other work on the machine, times that rose or fell" in " ".join(" ".join(lines).split())
+    assert "~ disturbed by other work on the machine and times that rose or fell" in " ".join(" ".join(lines).split())
     assert rendered(cells_table(frame[frame["noise"] == ""])).count("~") == 0
 
 

@@ -98,21 +98,22 @@ def test_a_rest_that_grows_is_said() -> None:
     assert "where the rest grows too, whole steps are drawn" in caption(figure4(frame)[0][2])
     row = fitted_slopes(frame).set_index("metric").reset_index().set_index("metric", drop=False).loc["train"]
     assert row_remarks(row) == ["whole step: its rest grows too"]
-    assert row_basis(row) == "in the whole step"
+    assert row_basis(row) == "over the whole step"
 
 
 def test_the_part_of_a_step_is_named_with_its_slope() -> None:
     frame = make_frame(make_turns(MODELS))
     table = fitted_slopes(frame)
     assert basis_note(table).startswith(
-        "timed, while cells took turns: training time in the blocks and the optimizer, forward time in the blocks"
+        "cells were timed in turn: training time in the blocks and the optimizer, forward time in the blocks"
     )
     shown = "\n".join(line.plain for line in show_lines(frame, table))
     assert "training time in the blocks and the optimizer, inference time in the blocks" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
     assert "in the blocks and the optimizer" in slopes(frame)._repr_html_()
     row = next(row for row in table.to_dict("records") if row["metric"] == "train")
-    assert "(in the blocks and the optimizer)" in "".join(text for _, text in _cost({"train": _fit(row)}, frame, "per block"))
+    sentence = "".join(text for _, text in _cost({"train": _fit(row)}, frame, "per block"))
+    assert sentence.endswith(", timed in the blocks and the optimizer.")
 
 
 def test_cells_that_were_timed_alone_have_no_such_note() -> None:

@@ -15,7 +15,7 @@ from capsbench.gate.summarize import summarize
 from capsbench.gate.summary import Summary, machine_parts
 from capsbench.gate.verdicts import comparison_remarks, comparison_rows
 from capsbench.report import Report
-from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from helpers.made import MIB
 from helpers.seeded import DEPTHS, ELSEWHERE, MACHINE, in_brief, noisy_run, seeded_record, seeded_run, write_report
 
@@ -56,6 +56,17 @@ def blocks_of(*nbytes, name="blocks.{}.0"):
 )
 def test_changes_of_modules(before, after, expected):
     assert module_changes(before, after) == [ModuleChange(*it) for it in expected]
+
+
+def test_modules_that_changed_alike_are_named_with_the_class_that_they_share():
+    (change,) = module_changes(blocks_of(1, 1, 1), blocks_of(3, 3, 3))
+    names = [f"blocks.{block}.0" for block in range(3)]
+    assert change.names == tuple(names)
+    assert change.title(dict.fromkeys(names, "Linear")) == "blocks.*.0 (Linear)"
+    assert change.title({names[0]: "Linear", names[1]: "ReLU", names[2]: "Linear"}) == "blocks.*.0"
+    assert change.title({names[0]: "Linear"}) == change.title({}) == "blocks.*.0", "a class that is not known is not claimed"
+    (outside,) = module_changes({}, {"": 4})
+    assert outside.title({"": "Net"}) == OUTSIDE
 
 
 # Times.

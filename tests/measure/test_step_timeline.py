@@ -172,6 +172,8 @@ def test_prediction_and_measurement_name_the_same_modules_and_operator(model, fi
     assert measured.retained_by_module == predicted.retained_by_module
     assert (measured.peak.operator, measured.peak.module) == (predicted.peak.operator, predicted.peak.module)
     assert measured.peak.operator is not None
+    assert measured.module_classes == predicted.module_classes
+    assert measured.module_classes.keys() == {*measured.retained_by_module, measured.peak.module} - {""}
     assert measured.peak.contents.phase == predicted.peak.contents.phase
     assert (measured.kind, predicted.kind) == ("measured", "predicted")
     assert measured.notes == []
@@ -203,6 +205,16 @@ def test_what_a_module_keeps_is_its_own(own, look, model):
     kept = {"keeper": None, "hoarder": 4 * 800 * 4}[model]
     assert {name: found.retained_by_module.get(name) for name in "234"} == {"2": kept, "3": kept, "4": 4 * 8 * 4}
     assert_adds_up(found)
+
+
+@pytest.mark.parametrize("look", [measured_timeline, predicted_timeline])
+def test_a_timeline_names_the_classes_of_its_modules(own, look):
+    counting.installed()
+    found = look(configuration(own("back"), blocks=3, device="cpu" if look is measured_timeline else "cpu:predicted"))
+    assert found.module_classes.keys() == {*found.retained_by_module, found.peak.module} - {""}
+    assert found.peak.module is not None
+    assert found.module_classes[found.peak.module] == "Back"
+    assert f"module       {found.peak.module} (Back)" in timeline_text(found)
 
 
 def test_what_backward_saves_is_the_savers(own):
@@ -330,7 +342,7 @@ def test_the_figure_shows_phases_the_peak_and_modules():
     assert marker.get_ydata()[0] * MIB == pytest.approx(found.peak.allocated_bytes)
     assert 0 < marker.get_xdata()[0] < 1
     names = [label.get_text() for label in modules.get_yticklabels()]
-    assert "blocks.blocks.*.*" in names
+    assert "blocks.blocks.*.* (CapsuleLayer)" in names
     assert sum(bar.get_width() for bar in modules.patches) * MIB == pytest.approx(sum(found.retained_by_module.values()))
     assert "4 × " in words(modules)
     assert "* stands for every number" in " ".join(figure._supxlabel.get_text().split())

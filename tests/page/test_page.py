@@ -225,7 +225,7 @@ def test_memory_that_falls_is_said_to_change():
         )
         for blocks in (1, 2, 3)
     ]
-    assert "changes its memory (retained for backward) by <strong>-1.00 MiB</strong> per block" in page_html([source(records)])
+    assert "changes its retained memory by <strong>-1.00 MiB</strong> per block" in page_html([source(records)])
 
 
 def test_a_name_is_written_out_everywhere():
@@ -579,6 +579,15 @@ def test_what_compare_and_check_remark_is_on_the_page():
 # How large it may be.
 
 
+def test_a_timeline_of_the_page_names_the_classes_of_modules():
+    record = make_record()
+    timeline = make_timeline(record.cell.configuration)
+    named = timeline.model_copy(update={"module_classes": {"first": "Linear", "primary": "Conv2d"}})
+    for one, expected in ((named, ("first (Linear)", "primary (Conv2d)")), (timeline, ("first", "primary"))):
+        (shown,) = data_of(page_html([source([record], timelines=[SavedTimeline(one, "timeline.json")])]))["timelines"]
+        assert (shown["modules"][0][0], shown["peak"]["module"]) == expected
+
+
 def test_modules_that_are_not_named_are_in_the_sum():
     retained = {f"name{chr(97 + place)}": place + 1 for place in range(25)}
     record = make_record().model_copy(update={"step": StepFigures(retained_by_module=retained)})
@@ -665,7 +674,7 @@ def test_signs_in_the_first_table_are_explained_below_it():
     _, rows = costs_of([*quiet, *noisy])
     assert [cells[2] for name, cells in rows.items() if name.startswith("MoCapsNet")] == ["30.0 ms~ × 1.5"]
     assert (
-        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine, samples that differ widely."
+        "× is the ratio to ResCapsNet’s slope. ~ disturbed by other work on the machine and samples that differ widely."
         in page_html([source([*quiet, *noisy])])
     )
     alone = page_html([source(quiet)])

@@ -1,7 +1,9 @@
 """The ends of commands: costs in sentences, files on one line, a page in a browser, tables for LaTeX, one unit in a column."""
 
+import itertools
 import json
 import re
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_
 from capsbench.words.cost_sentence import named_memory
 from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.latex import latex_text
-from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost
+from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost, row_ratio
 from capsbench.words.units import common_unit, duration_range, quantity_text
 from helpers.made import MIB, make_frame, make_record, make_turns, make_varied, write_report
 
@@ -72,19 +74,45 @@ def test_each_series_has_a_sentence():
     )
 
 
-@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "in the whole step")])
+@pytest.mark.parametrize(("basis", "part"), [("edges", "in the blocks and the optimizer"), ("turns", "over the whole step")])
 def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
     assert cost_sentences(table) == [
-        f"ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block ({part})."
+        f"ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block, timed {part}."
     ]
+
+
+def test_what_disturbed_all_training_times_is_said_once():
+    table = fitted_slopes(swept("rescapsnet", "mocapsnet"))
+    first, second, last = cost_sentences(table.assign(noise="load,throttled"))
+    assert "disturbed" not in first + second
+    assert last == "All of these training times were disturbed by other work on the machine and a slower clock."
+    one, other = cost_sentences(table.assign(noise=["load" if model == "mocapsnet" else "" for model in table["model"]]))
+    assert ("disturbed" in one) != ("disturbed" in other)
+
+
+def test_the_same_slope_is_as_much():
+    texts = cost_sentences(fitted_slopes(swept("rescapsnet", "capsnet")))
+    assert any("CapsNet retains 10.00 MiB more per block, as much as ResCapsNet;" in text for text in texts)
 
 
 def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
     assert "its training step shows no change measurable within ±" in text
     (text,) = cost_sentences(fitted_slopes(bent_frame()))
-    assert "(though it is not a line)" in text
+    assert ", though the values do not lie on a line" in text
+
+
+def test_a_sentence_can_be_read_aloud():
+    table = fitted_slopes(swept("rescapsnet")).assign(basis="turns", noise="load,throttled")
+    assert cost_sentences(table) == [
+        "ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block, timed over the whole "
+        "step and disturbed by other work on the machine and a slower clock."
+    ]
+    (text,) = cost_sentences(table[table["metric"] != "retained"])
+    assert text.startswith("ResCapsNet allocates at its peak 22.00 MiB more per block; ")
+    for one in (table.assign(slope_low=nan, slope_high=nan), table.assign(shape="not a line"), fitted_slopes(noisy_frame())):
+        assert not re.search(r"\)\s*\(", "".join(cost_sentences(one.assign(basis="turns", noise="load"))))
 
 
 def test_cells_that_failed_alike_share_a_sentence():
@@ -106,8 +134,9 @@ def test_cells_that_failed_alike_share_a_sentence():
     [
         ("capsbench run --out x", "error", f"once this is fixed, {AGAIN}: capsbench run --out x --resume"),
         ("capsbench run --out=x", "error", f"once this is fixed, {AGAIN}: capsbench run --out=x --resume"),
-        ("capsbench run", "timeout", f"with a larger `timeout`, {AGAIN}: capsbench run --out f --resume"),
+        ("capsbench run", "timeout", f"with a larger --timeout, {AGAIN}: capsbench run --out f --resume"),
         ("capsbench.run('x')", "error", "once this is fixed, the same call with resume=True measures these cells again"),
+        ("capsbench.run('x')", "timeout", "the same call with a larger timeout and resume=True measures these cells again"),
     ],
 )  # fmt: skip
 def test_the_way_to_measure_cells_that_failed_again(command, status, again):
@@ -265,7 +294,7 @@ def test_a_remark_on_a_slope_is_a_letter_with_a_line_in_the_legend():
     table = fitted_slopes(bent_frame()).assign(noise="busy,drift")
     text = slopes_latex(table)
     assert "$^{a,b}$" in text
-    assert text.splitlines()[1:3] == ["% a: not a line", "% b: disturbed by busy, times that rose or fell"]
+    assert text.splitlines()[1:3] == ["% a: not a line", "% b: disturbed by busy and times that rose or fell"]
     # Without a measurable change the noise is the only remark.
     text = slopes_latex(fitted_slopes(noisy_frame()).assign(noise="busy"))
     assert re.search(r"n\.s\.\} \(\$\\pm\$[\d.]+\)\$\^\{a\}\$", text)
@@ -354,11 +383,11 @@ def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():
     assert "≈ peak: modelled; measured ones were up to 1 % higher and 5 % lower" in certainty_note([doubtful]).splitlines()
 
 
-def predicted_report(*certainties):
+def predicted_report(*certainties, models=("rescapsnet",)):
     """A predicted report of one block or more, with the certainty of each one's retained bytes; peaks are modelled."""
     records = []
-    for blocks, certainty in enumerate(certainties, 1):
-        record = make_record("rescapsnet", blocks, device="cpu:predicted", threads=None)
+    for model, (blocks, certainty) in itertools.product(models, enumerate(certainties, 1)):
+        record = make_record(model, blocks, device="cpu:predicted", threads=None)
         sure = {"retained_bytes": certainty, "peak_allocated_bytes": "modelled"}
         memory = record.memory.model_copy(update={"certainty": sure, "process_bytes": None})
         records.append(record.model_copy(update={"kind": "predicted", "memory": memory, "time": None}))
@@ -397,6 +426,29 @@ def test_a_slope_is_marked_where_any_of_its_predicted_figures_is(certainties, ma
     assert ("≈ 10.00 MiB" in page) == bool(mark)
     assert "≈ 22.00 MiB" in page
     assert f"{INEXACT_NOTE}." in page
+
+
+def test_ratios_of_slopes_are_marked_as_the_slopes_are():
+    report = predicted_report("exact", "exact", "exact", models=("rescapsnet", "mocapsnet"))
+    table = report.slopes
+    by_metric = {row["metric"]: row_ratio(row) for row in table.to_dict("records") if row["model"] == "mocapsnet"}
+    assert not by_metric["retained"].startswith("≈")
+    assert by_metric["peak"].startswith("≈ 0.")
+    assert f"× {by_metric['peak']}" in printed(slopes_table(table))
+    assert f"$\\approx$ {by_metric['peak'].removeprefix('≈ ')} " in slopes_latex(table)
+    page = re.sub(r"<script.*?</script>", "", page_html([report]), flags=re.DOTALL)
+    assert f"× {by_metric['peak']}" in page
+
+
+def test_the_pages_table_of_cells_marks_figures_that_are_not_exact():
+    for certainty, marked in (("exact", "peak_allocated_bytes"), ("guessed", "retained_bytes,peak_allocated_bytes")):
+        html = page_html([predicted_report("exact", certainty)])
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+        first, second = (data["texts"][number].split(",") for number in data["cells"]["inexact"])
+        assert (first, second) == (["peak_allocated_bytes"], marked.split(","))
+        assert data["inexact"] == "≈ "
+        assert INEXACT_NOTE in html.partition('id="cells-head"')[2].partition('id="cells-table"')[0]
+    assert INEXACT_NOTE not in page_html([Report.of([make_record(blocks=blocks) for blocks in (1, 2)], "measured")])
 
 
 def test_slopes_of_measured_figures_have_no_mark():

@@ -112,6 +112,36 @@ def test_an_error_of_several_cells_is_printed_once():
     assert other.endswith(": timeout, it was timeout")
 
 
+def test_a_failure_is_printed_in_brief_since_the_end_has_it_in_full():
+    full = "model 'my:net' fails in a step: ValueError: no such head (my.py:7 in forward) - call the network in Python"
+    failed = make_record("my:net", 2, status="error").model_copy(update={"message": full})
+    assert lines_of(failed)[0].endswith(": error, ValueError: no such head")
+    long = failed.model_copy(update={"message": f"the process ended: {'x' * 200} - try again"})
+    assert lines_of(long)[0].endswith(f"{'x' * 40}…")
+    full_disk = failed.model_copy(update={"status": "oom", "message": full})
+    assert lines_of(full_disk)[0].endswith(full), "running out of memory is a result, which the end does not repeat"
+
+
+def test_times_that_failed_are_counted_as_times():
+    counted = make_record("rescapsnet", 1).model_copy(update={"time": None})
+    late = counted.model_copy(update={"status": "timeout", "message": "no answer"})
+    assert lines_of(counted, late, turns=[counted.cell])[-1].startswith("times 1/1  ")
+    out = io.StringIO()
+    with Progress(Console(file=out, width=400), 1, lambda: (3.0, 9.0), times_follow=True) as made:
+        made.finished(counted)
+        made.finished(late)
+    assert out.getvalue().splitlines()[-1].startswith("1/1  "), "no turn was reported"
+
+
+def test_a_field_in_a_message_is_put_into_the_words_of_the_command_line():
+    out = io.StringIO()
+    with Progress(
+        Console(file=out, width=400), 1, lambda: (3.0, 9.0), worded=lambda text: text.replace("`kernel`", "--kernel")
+    ) as made:
+        made.finished(make_record(status="error").model_copy(update={"message": "no `kernel` here"}))
+    assert ": error, no --kernel here;" in out.getvalue()
+
+
 def test_the_step_of_a_cell_in_turn_names_its_number_of_rounds():
     first, between, _ = make_turns(["rescapsnet"], depths=(1, 2, 4), full=3, ends=20)
     shown = lines_of(first, between, make_record("rescapsnet", 2))
