@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from capsbench.errors import StoreError
 from capsbench.store import files
+from capsbench.store.drawn import note_drawn, source_digest, up_to_date
 from capsbench.store.folder import ReportFolder, saved_timelines
 from capsbench.system.paths import expanded
 
@@ -230,14 +231,35 @@ class Report(ReportFolder):
             StoreError: the records cannot be read, or a file cannot be written.
         """
         into = self.folder if folder is None else expanded(folder)
+        own = self._folder is not None and into == self._folder
+        digest = self._drawn_from(memory=memory, per=per, with_paper=with_paper, along=along) if own else ""
         try:
             into.mkdir(parents=True, exist_ok=True)
-            return [*self.draw(into, memory=memory, per=per, with_paper=with_paper, along=along), self.page(into / PAGE)]
+            paths = [*self.draw(into, memory=memory, per=per, with_paper=with_paper, along=along), self.page(into / PAGE)]
+            if own:
+                note_drawn(into, digest, paths)
+            return paths
         except OSError as error:
             raise StoreError(
                 f"{error.filename or into} cannot be written: {error.strerror}",
                 "make room or check permissions, then 'capsbench plot' and 'capsbench report'",
             ) from None
+
+    def drawings(self) -> list[Path]:
+        """The paths that `write` returned, if all that it wrote is there and would be the same now; else none."""
+        return up_to_date(self.folder, self._drawn_from())
+
+    def _drawn_from(
+        self,
+        *,
+        memory: Sequence[str] | None = None,
+        per: "Per" = "step",
+        with_paper: bool = False,
+        along: str | None = None,
+    ) -> str:
+        """The digest of all that drawings in the report's folder are made from."""
+        options = {"memory": list(memory) if memory else None, "per": per, "with_paper": with_paper, "along": along}
+        return source_digest(self.folder, self.plan, options | {"name": self.name, "bases": self.bases})
 
     def draw(
         self,

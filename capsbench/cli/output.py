@@ -193,12 +193,13 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def files_line(page: Path, others: Iterable[Path]) -> str:
+def files_line(page: Path, others: Iterable[Path], *, written: bool = True) -> str:
     """The files that a report was drawn into, on one line: `wrote x/index.html, with figure3, figure4 (pdf, png, svg)…`.
 
     Args:
         page: path of the page.
         others: paths of the other files, in the same folder.
+        written: False if they were up to date, and not drawn again.
     """
     kinds: dict[str, list[str]] = {}
     for path in others:
@@ -207,7 +208,8 @@ def files_line(page: Path, others: Iterable[Path]) -> str:
     for stem, suffixes in kinds.items():
         alike.setdefault(", ".join(sorted(suffixes)), []).append(stem)
     texts = [f"{', '.join(stems)} ({suffixes})" for suffixes, stems in alike.items()]
-    return f"wrote {page}" + (f", with {' and '.join(texts)} in its folder" if texts else "")
+    start = f"wrote {page}" if written else f"nothing has changed since {page} was drawn"
+    return start + (f", with {' and '.join(texts)} in its folder" if texts else "")
 
 
 def open_in_browser(page: Path) -> None:

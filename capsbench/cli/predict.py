@@ -1,7 +1,9 @@
 """`capsbench predict`: the memory of a device that is not here."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration, Plan
+from capsbench.words.along import places_text
 from capsbench.words.units import bytes_text
 
 _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
@@ -141,8 +144,21 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
+@dataclass(frozen=True)
+class _Announced:
+    """Announcement of each size that is traced, by the process of the command alone: others have no terminal."""
+
+    label: str
+    process: int
+
+    def __call__(self, axis: str, size: int) -> None:
+        if os.getpid() == self.process:
+            say(console_of(err=True), f"{self.label}: tracing a step at {places_text(axis, [size])}")
+
+
 def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
     """Print the largest value that fits of each line (a batch for each depth), and return the exit status."""
+    from capsbench.cases.factories import BUILT_IN
     from capsbench.gate.findings import Labels
     from capsbench.prediction.apart import answers_to
     from capsbench.prediction.axis_fit import check_axis
@@ -159,8 +175,13 @@ def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
     failed: dict[str, CapsbenchError] = {}
     series = [configuration.without("blocks").options() for configuration in asked.values()]
     labels = Labels(series)
-    with answers_to(largest_fit, [(configuration, what) for configuration in asked.values()]) as answers:
+    questions = [
+        (one, what, _Announced(labels.of(options), os.getpid())) for one, options in zip(asked.values(), series, strict=True)
+    ]
+    with answers_to(largest_fit, questions) as answers:
         for configuration, options, answer in zip(asked.values(), series, answers, strict=True):
+            if configuration.model not in BUILT_IN:
+                say(console_of(err=True), f"{labels.of(options)}: tracing steps in a process of its own")
             try:
                 fit = answer()
             except CapsbenchError as error:  # one model's fault does not affect the others

@@ -225,9 +225,10 @@ def _conclude(console: Console, report: Report, *, as_json: bool, open_page: boo
     if not report.records:
         return 0
     warn_of_damages([report])
+    known = report.drawings()
     try:
         # Draw first, so that figures are kept even if printing fails.
-        paths = report.write()
+        paths = known or report.write()
     except StoreError:
         print_slopes(report.frame, report.slopes, as_json=as_json)
         raise
@@ -242,7 +243,8 @@ def _conclude(console: Console, report: Report, *, as_json: bool, open_page: boo
             say(console_of(), sentence)
     *others, page = paths
     # A table of slopes without a row is no result.
-    say(console, files_line(page, [path for path in others if path.name != SLOPES or len(report.slopes)]))
+    shown = files_line(page, [path for path in others if path.name != SLOPES or len(report.slopes)], written=not known)
+    say(console, shown)
     if open_page:
         open_in_browser(page)
     print_faults([report], console)

@@ -143,17 +143,19 @@ def _grid(
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE | (SMALL_STYLE if width is not None else {})):
         axes = _axes_of(ax, len(parts), max(1, len(shown)), width)
-        drawn = [
+        rows = [
             _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)
             for row, part in zip(axes, parts.values(), strict=True)
         ]
+        drawn = [handles_of for handles_of, _ in rows]
         rows_above = _common_legend(axes[0][0].figure, drawn) if ax is None and not with_fit else 0
         rows_below = _label_panels(axes, parts, shown, drawn, with_legends=not rows_above, is_new=ax is None)
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
             axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
         if ax is None:
-            caption = _caption(frame, axes, drawn, timed=any(not metric.is_bytes for metric in shown), with_fit=with_fit)
+            alone = not with_fit and any(has_points_alone for _, has_points_alone in rows)
+            caption = _caption(frame, drawn, timed=any(not metric.is_bytes for metric in shown), points_alone=alone)
             over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
             if with_paper and over_depth and not any(_has_comparable_memory(part, shown) for part in parts.values()):
                 caption += _paper_caption(list(parts))
@@ -186,23 +188,29 @@ def _label_panels(
 def _draw_row(
     row: Sequence[Axes], frame: pd.DataFrame, shown: Sequence[Metric], styles: dict[str, SeriesStyle], *,
     per: Per, with_fit: bool, with_paper: bool,
-) -> list[list[Line2D]]:  # fmt: skip
-    """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
+) -> tuple[list[list[Line2D]], bool]:  # fmt: skip
+    """Draw the panels of one data set.
+
+    Returns:
+        The handles of each one's legend, of which the first has them all without fits; and whether any has points alone.
+    """
     every = list(series_of(frame))
     draws_paper = with_paper and _has_comparable_memory(frame, shown)
     names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
+    alone = False
     for panel, metric in zip(row, shown, strict=False):
         drawn, more = _drawn(every, metric, shown)
-        handles = draw_panel(panel, frame, drawn, names, metric, styles, per=per, with_fit=with_fit)
+        handles, has_points_alone = draw_panel(panel, frame, drawn, names, metric, styles, per=per, with_fit=with_fit)
+        alone = alone or has_points_alone
         if draws_paper and metric.name in paper.COMPARABLE_METRICS:
             handles += draw_paper(panel, str(frame["dataset"].iloc[0]))
         if more and with_fit:
             handles.append(nothing_drawn(f"{more} more lines are not drawn"))
         left[metric.title] = more
         handles_of.append(handles)
-    return handles_of if with_fit else [_united(handles_of, left), *([] for _ in handles_of[1:])]
+    return handles_of if with_fit else [_united(handles_of, left), *([] for _ in handles_of[1:])], alone
 
 
 def _has_comparable_memory(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
@@ -284,9 +292,7 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
     return given.reshape(rows, columns)
 
 
-def _caption(
-    frame: pd.DataFrame, axes: AxesGrid, drawn: Sequence[Sequence[Sequence[Line2D]]], *, timed: bool, with_fit: bool
-) -> str:
+def _caption(frame: pd.DataFrame, drawn: Sequence[Sequence[Sequence[Line2D]]], *, timed: bool, points_alone: bool) -> str:
     """The settings that all cells share, and the meaning of error bars, crosses, wide lines and points without a line."""
     shared = []
     blocks = frame["blocks"].dropna().unique()
@@ -307,8 +313,7 @@ def _caption(
     shared += _without_result(frame)
     if any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles):
         shared.append("where lines coincide, a wider one with larger markers lies below a narrower one")
-    bars = [bar for row in axes for panel in row for bar in panel.containers]
-    if not with_fit and any(bar.lines[0].get_linestyle() == "None" for bar in bars):
+    if points_alone:
         shared.append("points without a line: no change measurable")
     return "; ".join([*shared, "axes need not start at 0"])
 
@@ -338,7 +343,8 @@ def _turns_caption(frame: pd.DataFrame) -> list[str]:
     one, several, parts = ("depth", "depths", "blocks") if over_depth else ("position", "positions", "growing parts")
     notes = []
     if bases:
-        notes.append(f"times: {several} took turns in rounds; bars: 95 % intervals of differences from the first and last {one}")
+        bars = f"bars: 95 % intervals of differences from the first and last {one}, which a marker hides where they are shorter"
+        notes.append(f"times: {several} took turns in rounds; {bars}")
     if "edges" in bases:
         notes.append(
             f"points differ by the time in {parts} and optimizer alone; the rest of a step is its median over all {several}"

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
@@ -22,6 +24,14 @@ _MOST_LABEL_ROWS = 2
 """Number of rows that a label takes at most."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
+_LETTER = 0.56
+"""Width of a letter over its font's size."""
+_WIDER, _LOWER = 1.1, 0.9
+"""Factors from the size of a panel of a new figure to the size that it has once all axes have their names, a little too small."""
+_MOST_OF_HEIGHT = 0.6
+"""Largest share of a panel's height that is kept for a legend."""
+_LEAST_ROOM = 0.9
+"""Share of a panel's height below which all values lie."""
 
 
 def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
@@ -39,7 +49,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
         handles = _few(handles)
     rows = sum(map(_rows, handles))
     inside = (rows <= _MOST_INSIDE and len(handles) <= _MOST_SERIES_INSIDE) or not may_grow
-    _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
+    _fit_range(ax, *(_share_of_legend(ax, handles, is_new=may_grow) if inside and handles else (0.0, 0.0)))
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
     elif handles:
@@ -83,9 +93,12 @@ def legend_text(label: str, fit: str) -> str:
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
-        # A number stays on one line with its sign and unit.
+        # A number stays on one line with its sign and unit, and the bound of a change with its axis.
         bound = re.sub(r"(?<=[\d±)]) (?=\w)", "\u00a0", fit)
-        rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
+        bound = re.sub(r"within .*", lambda found: found[0].replace(" ", "\u00a0"), bound)
+        apart, joined = textwrap.wrap(bound, width), textwrap.wrap(f"{rows[-1]} {bound}", width)
+        rows = [*rows[:-1], *joined] if len(joined) <= len(apart) else [*rows, *apart]
+        rows = [row.replace("\u00a0", " ") for row in rows]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
 
 
@@ -94,12 +107,51 @@ def _shortened(label: str, width: int) -> list[str]:
     return [label[:width], label[width:]] if len(label) <= 2 * width else [f"{label[: width - 1]}…", label[-width:]]
 
 
-def _fit_range(ax: Axes, entries: int) -> None:
-    """Widen the range so that level lines look level, with room above for a legend; the caption says that 0 may be outside."""
+def _share_of_legend(ax: Axes, handles: Sequence[Line2D], *, is_new: bool) -> tuple[float, float]:
+    """Shares of a panel's width and height that a legend inside it takes; those of a new figure do not have their final size."""
+    extent, font = ax.get_window_extent(), mpl.rcParams["legend.fontsize"] * ax.figure.dpi / 72
+    wide, high = (_WIDER * extent.width, _LOWER * extent.height) if is_new else (extent.width, extent.height)
+    longest = max(len(row) for handle in handles for row in str(handle.get_label()).split("\n"))
+    across = (_LETTER * longest + mpl.rcParams["legend.handlelength"] + 2) * font
+    up = LEGEND_ROW * sum(map(_rows, handles)) * font
+    return min(1.0, across / wide + 0.03), min(_MOST_OF_HEIGHT, up / high + 0.05)
+
+
+def _fit_range(ax: Axes, across: float, up: float) -> None:
+    """Widen the range so that level lines look level, and all that is drawn lies beneath a legend or next to it.
+
+    The caption says that 0 may be outside.
+
+    Args:
+        ax: the panel.
+        across: share of its width that the legend in its upper left corner takes.
+        up: share of its height that the legend takes.
+    """
     low, high = ax.dataLim.intervaly
     if not high >= low:
         return
     span = max(high - low, 0.05 * high, 1e-12)
-    top = high + (0.15 + 0.18 * entries) * span
+    bottom = max(-0.03 * high, low - 0.25 * span) if low >= 0 else low - 0.05 * span
+    beneath = _highest(ax, across) if across else low
+    top = bottom + max((low + span - bottom) / _LEAST_ROOM, (beneath - bottom) / (1 - up))
     # A line at 0 lies next to the axis, not on it.
-    ax.set_ylim(max(-0.03 * top, low - 0.25 * span), top)
+    ax.set_ylim(max(-0.03 * top, bottom) if low >= 0 else bottom, top)
+
+
+def _highest(ax: Axes, across: float) -> float:
+    """The highest value that is drawn in this share of a panel's width, from its left edge."""
+    ax.get_xlim()  # which brings the range of positions up to date
+    found = [ax.dataLim.y0]
+    drawn = [np.asarray(line.get_xydata()) for line in ax.lines]
+    drawn += [np.asarray(one) for bars in ax.collections if isinstance(bars, LineCollection) for one in bars.get_segments()]
+    on_data = [line.get_transform().contains_branch_seperately(ax.transData)[0] for line in ax.lines]
+    for number, points in enumerate(drawn):
+        if not len(points):
+            continue
+        places, values = points[:, 0], points[:, 1]
+        if number >= len(on_data) or on_data[number]:
+            places = (ax.transScale + ax.transLimits).transform(points)[:, 0]
+        found += values[places <= across].tolist()
+        if places.min() <= across <= places.max():
+            found.append(float(np.interp(across, places, values)))
+    return max(found)

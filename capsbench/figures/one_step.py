@@ -1,6 +1,7 @@
 """One training step, as a figure and in words."""
 
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -13,11 +14,13 @@ from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.sizes import MEBIBYTES, MIB
 from capsbench.timeline import Timeline
 from capsbench.words.labels import STAND_IN, dataset_title, model_title
-from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes, with_class
+from capsbench.words.modules import OUTSIDE, STARS, ModuleChange, module_changes, with_class
 from capsbench.words.units import bytes_text
 
 _HATCHES = {"gradient": "///", "communication": "|||", "temporary": "...", "other": "xxx"}
 """Hatches that distinguish purposes in grey."""
+_TITLE_PAD = 20
+"""Points between a panel and its title, where the names of the phases have room."""
 _NARROWEST = 0.11
 _MOST_POINTS = 600
 _MOST_BARS = 12
@@ -33,7 +36,9 @@ def draw_timeline(timeline: Timeline) -> Figure:
         step, modules = figure.subplots(1, 2, width_ratios=[2.2, 1])
         _draw_step(step, timeline)
         _draw_modules(modules, timeline)
-        caption = [part for line in caption_of(timeline) for part in textwrap.wrap(line, 150)]
+        starred = any("*" in _short(module.name) for module in modules_of(timeline)[:_MOST_BARS])
+        lines = caption_of(timeline, [STARS] if starred else [])
+        caption = [part for line in lines for part in textwrap.wrap(line, 150)]
         figure.supxlabel("\n".join(caption), fontsize=7.5, color=CAPTION)
     return figure
 
@@ -51,10 +56,12 @@ def timeline_text(timeline: Timeline) -> str:
         _aligned("  left over", _exact(peak.left_over_bytes)),
         _aligned("retained", f"{_exact(timeline.retained_bytes)} after forward, mostly in these modules:"),
     ]
-    for module in modules_of(timeline)[:5]:
+    shown = modules_of(timeline)[:5]
+    for module in shown:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
         lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.title(timeline.module_classes)}{each}")
-    return "\n".join([*lines, *(f"note: {note}" for note in timeline.notes)])
+    notes = [*([STARS] if any("*" in module.name for module in shown) else []), *timeline.notes]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 def _draw_step(ax: Axes, timeline: Timeline) -> None:
@@ -80,7 +87,7 @@ def _draw_step(ax: Axes, timeline: Timeline) -> None:
     ax.set_ylabel(f"{MEBIBYTES.name} allocated")
     ax.set_xlabel("allocations and frees, in their order")
     ax.grid(visible=False, axis="x")
-    ax.set_title(title_of(timeline), loc="left", fontsize=9.5, pad=14)
+    ax.set_title(title_of(timeline), loc="left", fontsize=9.5, pad=_TITLE_PAD)
     ax.legend(
         loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=3, title="alive at the peak", alignment="left", title_fontsize=8
     )
@@ -124,7 +131,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0, 2 * max(sizes, default=1.0))
     ax.set_xlabel(MEBIBYTES.name)
-    ax.set_title(f"retained by module: {bytes_text(timeline.retained_bytes)}", loc="left", fontsize=9.5, pad=14)
+    ax.set_title(f"retained by module: {bytes_text(timeline.retained_bytes)}", loc="left", fontsize=9.5, pad=_TITLE_PAD)
     if not bars:
         ax.text(0.5, 0.5, "nothing is retained", ha="center", transform=ax.transAxes)
 
@@ -168,8 +175,8 @@ def title_of(timeline: Timeline) -> str:
     return f"{model_title(it.model)}{depth}: one training step, {timeline.kind}"
 
 
-def caption_of(timeline: Timeline) -> list[str]:
-    """Captions: the configuration that was run, and notes for the reader."""
+def caption_of(timeline: Timeline, remarks: Sequence[str] = ()) -> list[str]:
+    """Captions: the configuration that was run, and notes for the reader, further remarks among them."""
     it = timeline.configuration
     # A number is named only if it differs from the usual one.
     names = [name for name, option in OPTIONS.items() if type_of(name) is str or option.unwritten is not None]
@@ -179,8 +186,7 @@ def caption_of(timeline: Timeline) -> list[str]:
     own = [it.options()["settings"]] if it.settings else []
     shown = [dataset_title(it.dataset), *batch, *own, *options, it.precision, f"device {it.device}"]
     stand_in = [STAND_IN] if timeline.data_source == "stand-in" else []
-    remarks = [*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", "* stands for every number", *timeline.notes]
-    return [", ".join(shown), "; ".join(remarks)]
+    return [", ".join(shown), "; ".join([*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", *remarks, *timeline.notes])]
 
 
 def _short(name: str) -> str:

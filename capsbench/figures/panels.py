@@ -58,8 +58,8 @@ class DrawnPoints(NamedTuple):
     fit: LineFit | None
     values: pd.Series
     """Values by position, in the panel's unit."""
-    bars: pd.Series | NDArray[np.float64] | None
-    """Lengths of error bars: as many as values, or `[2, values]` downwards and upwards."""
+    bars: NDArray[np.float64] | None
+    """Lengths of error bars, `[2, values]`: downwards and upwards."""
     scale: float
     """Factor from bytes or seconds of a step to values in the panel's unit."""
     steps: float
@@ -90,8 +90,19 @@ def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per, unit:
             (one.seconds - one.low, one.high - one.seconds) if (one := at.get(place)) else (0.0, 0.0) for place in values.index
         ]
         return DrawnPoints(series, measured, fit, values * scale, np.nan_to_num(np.array(ends).T) * scale, scale, steps)
-    deviations = by_position.std().fillna(0) * scale if (by_position.size() > 1).any() else None
-    return DrawnPoints(series, measured, fit, by_position.mean() * scale, deviations, scale, steps)
+    values, deviations = by_position.mean() * scale, by_position.std().fillna(0) * scale
+    # No bytes or seconds are below 0.
+    bars = np.array([np.minimum(values, deviations), deviations]) if (by_position.size() > 1).any() else None
+    return DrawnPoints(series, measured, fit, values, bars, scale, steps)
+
+
+class DrawnPanel(NamedTuple):
+    """One panel after it was drawn."""
+
+    handles: list[Line2D]
+    """Handles for a legend."""
+    has_points_alone: bool
+    """True if some series has points without a line, since no change is measurable."""
 
 
 class _Nested(NamedTuple):
@@ -148,8 +159,8 @@ def in_turn(frame: pd.DataFrame) -> pd.Series:
 def draw_panel(
     ax: Axes, frame: pd.DataFrame, drawn: Sequence[tuple[Series, pd.DataFrame]], names: Names, metric: Metric,
     styles: dict[str, SeriesStyle], *, per: Per, with_fit: bool,
-) -> list[Line2D]:  # fmt: skip
-    """Draw one metric over an axis for some series of a frame along it, and return the handles for a legend."""
+) -> DrawnPanel:  # fmt: skip
+    """Draw one metric over an axis for some series of a frame along it; `with_fit` names slopes, and joins are pale."""
     axis = str(frame[AXIS_COLUMN].iloc[0]) if len(frame) else "blocks"
     unit = _unit_of(drawn, metric, per)
     points = [one for series, cells in drawn if (one := _points(series, cells, metric, per, unit)) is not None]
@@ -167,10 +178,10 @@ def draw_panel(
     for (series, measured, fit, mean, bars, scale, steps), style, look in zip(found, of_series, nested, strict=True):
         label = legend_text(names.of(series), _fit_text(fit, metric, steps, axis) if with_fit and fit else "")
         crowded = min(1.0, _UNCROWDED / len(mean))
-        if with_fit and fit is not None:
-            _draw_fit(ax, fit, mean, metric, style, scale, look.wider)
         points_alone = fit is not None and fit.shape == "no change measurable"
-        joined = "none" if with_fit or points_alone else style.dash
+        joined = "none" if with_fit or (fit is not None and fit.shape != "not a line") else style.dash
+        if fit is not None and joined == "none":
+            _draw_fit(ax, fit, mean, metric, style, scale, look.wider)
         ax.errorbar(
             mean.index, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2 * crowded**0.5,
             ms=look.size * crowded, label=label, lw=1.2 + look.wider, ls=joined, drawstyle=_joined(metric, fit),
@@ -188,7 +199,8 @@ def draw_panel(
     of_what = "step" if per == "step" else "epoch of the paper's set"
     ax.set_ylabel(unit.name if metric.is_bytes else f"{_SECONDS_IN_WORDS[unit.name]} per {of_what}")
     _place_ticks(ax, positions)
-    return handles
+    alone = any(one.fit is not None and one.fit.shape == "no change measurable" for one in found)
+    return DrawnPanel(handles, alone)
 
 
 def _place_ticks(ax: Axes, positions: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_jso
 from capsbench.records import Contents, Record
 from capsbench.timeline import Timeline
 from capsbench.words.labels import cut
-from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, STARS, ModuleChange, module_changes
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -31,7 +31,8 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     """Bytes that modules retain in each cell; equal lists, as of replicates, are kept once.
 
     Returns:
-        `lists`, each of `ModuleRows` with numbers of `texts` for names; and `of`, the number of each cell's list, or -1.
+        `lists`, each of `ModuleRows` with numbers of `texts` for names; `of`, the number of each cell's list, or -1; and `stars`,
+        the note on names with a star.
     """
     known: dict[tuple[tuple[str, int], ...], int] = {}
     lists: list[ModuleRows] = []
@@ -43,23 +44,25 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
             known[key] = len(lists)
             lists.append(_modules(module_changes({}, dict(key)), texts.number, {}))
         of.append(known.get(key, -1))
-    return {"lists": lists, "of": of}
+    return {"lists": lists, "of": of, "stars": STARS}
 
 
 def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     """Memory alive at the peak of each cell, by category; equal lists are kept once.
 
     Returns:
-        `names` of the categories; `lists`: a phase (a number of `texts`), then bytes by category; `of` as in `modules_data`.
+        `names` of the categories, and their `colours`; `lists`: a phase (a number of `texts`), then bytes by category; `of` as in
+        `modules_data`.
     """
-    names = [name for name in Contents.model_fields if name.endswith("_bytes")]
+    fields = [name for name in Contents.model_fields if name.endswith("_bytes")]
+    names = [name.removesuffix("_bytes") for name in fields]
     known: dict[tuple[int, ...], int] = {}
     of = []
     for record in records:
         held = record.memory.at_peak if record.memory else None
-        key = (texts.number(held.phase), *(getattr(held, name) or 0 for name in names)) if held else None
+        key = (texts.number(held.phase), *(getattr(held, name) or 0 for name in fields)) if held else None
         of.append(known.setdefault(key, len(known)) if key else -1)
-    return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
+    return {"names": names, "colours": list(map(_colour, names)), "lists": list(known), "of": of}
 
 
 def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]) -> tuple[list[dict[str, Any]], int]:

@@ -88,7 +88,9 @@ def _is_made_here(model: str) -> bool:
 
 
 @contextlib.contextmanager
-def answers_to(function: Callable[..., T], asked: Sequence[tuple[Configuration, Any]]) -> Iterator[Iterable[Callable[[], T]]]:
+def answers_to(
+    function: Callable[..., T], asked: Sequence[tuple[Configuration, *tuple[Any, ...]]]
+) -> Iterator[Iterable[Callable[[], T]]]:
     """Call a function for several configurations, side by side if they are many.
 
     The block gets a function for each configuration, in order. It waits for its call, and returns or raises what the call did.

@@ -8,7 +8,7 @@ from capsbench.catalog import OWN_INPUTS
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, OPTIONS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
-from capsbench.prediction.search import Fit, neighbours, taken
+from capsbench.prediction.search import Fit, Looking, neighbours, taken
 from capsbench.records import Configuration
 
 MOST_ON_AXIS = 2**20
@@ -17,13 +17,18 @@ _STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Distances of values that are tried: a width may have to be a multiple of the number of heads."""
 
 
-def largest_on_axis(configuration: Configuration, axis: str) -> Fit:
+def largest_on_axis(configuration: Configuration, axis: str, looking: Looking | None = None) -> Fit:
     """The largest value of an axis that fits.
+
+    Args:
+        configuration: configuration, whose value of the axis is the one that the search begins with.
+        axis: name of the axis.
+        looking: called before each value is traced.
 
     Raises:
         ConfigurationError: the axis changes nothing, or the configuration makes no network, or takes no such axis.
     """
-    values = _Values(configuration, axis)
+    values = _Values(configuration, axis, looking)
     first, larger = values.at(values.start), values.larger
     if isinstance(first, Prediction) and larger is not None and larger.memory == first.memory:
         raise ConfigurationError(
@@ -72,10 +77,11 @@ class _Values:
     Args:
         configuration: configuration, whose value of the axis is the one that the search begins with.
         axis: name of the axis.
+        looking: called before each value is traced.
     """
 
-    def __init__(self, configuration: Configuration, axis: str) -> None:
-        self._configuration, self._axis = configuration, axis
+    def __init__(self, configuration: Configuration, axis: str, looking: Looking | None = None) -> None:
+        self._configuration, self._axis, self._looking = configuration, axis, looking
         self.start = _value_on(configuration, axis)
         self.known: dict[int, Prediction | str] = {}
         """The predictions so far, by value."""
@@ -83,6 +89,8 @@ class _Values:
     def at(self, value: int) -> Prediction | str:
         """Return the prediction of a value, or the reason that it makes no network."""
         if value not in self.known:
+            if self._looking:
+                self._looking(self._axis, value)
             changed = _changed(self._configuration, self._axis, value)
             try:
                 self.known[value] = predict_memory(changed, trace_for(changed, by_module=False))

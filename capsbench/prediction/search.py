@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from capsbench.prediction.predict import Prediction
 
+Looking = Callable[[str, int], None]
+"""Function that is called with the name of an axis and the size on it that is traced next."""
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -69,6 +69,10 @@ class DepthTime(NamedTuple):
         """The time with this many seconds more."""
         return DepthTime(self.seconds + level, self.low + level, self.high + level)
 
+    def of_a_step(self) -> "DepthTime":
+        """The time with an interval of values that a step can take, which are not below 0."""
+        return self._replace(low=min(self.seconds, 0.0)) if self.low < 0 else self
+
 
 @dataclass(frozen=True)
 class TurnFit:
@@ -195,7 +199,8 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
     of_process = dict(zip(turns, processes, strict=True))
     if times.growing is None:
         return TurnFit(
-            "turns", _of_whole_steps(times.depths, whole, processes), None, dict(_effects(times, times.whole)),
+            "turns", _of_whole_steps(times.depths, whole, processes), None,
+            {depth: one.of_a_step() for depth, one in _effects(times, times.whole)},
             dict(zip(turns, slopes.tolist(), strict=True)), of_process,
         )  # fmt: skip
     remaining, growing = whole - times.growing[used], row_slopes(times.depths, times.growing[used])
@@ -207,7 +212,7 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
         "edges" if by_edges else "turns",
         of_growing if by_edges else _of_whole_steps(times.depths, whole, processes),
         rest,
-        {depth: one.above(level) for depth, one in _effects(times, times.growing if by_edges else times.whole)},
+        {depth: one.above(level).of_a_step() for depth, one in _effects(times, times.growing if by_edges else times.whole)},
         dict(zip(turns, (growing if by_edges else slopes).tolist(), strict=True)),
         of_process,
         float(np.median(speeds)),

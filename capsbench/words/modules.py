@@ -8,6 +8,9 @@ from itertools import chain
 OUTSIDE = "(the network's own code, the loss)"
 """Name of the bytes that no module keeps: those of the code of the network itself, outside its modules, and of the loss."""
 
+STARS = "* stands for every number"
+"""Note on names of modules that `module_changes` has merged."""
+
 Tokens = tuple[str, ...]
 _Entry = tuple[Tokens, int, tuple[str, ...]]
 """Name in parts, change of each module, and full names of the modules."""

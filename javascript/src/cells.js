@@ -60,7 +60,9 @@ function cellColumns() {
     ...(differ(CELLS.replicate) ? [replicate] : []),
     ...DATA.metrics.map(metricColumn),
     { label: "status", column: "status", value: statusOf, node: statusBadge },
-    ...(CELLS.noise.some(Boolean) ? [{ label: "noise", column: "noise", value: noiseOf }] : []),
+    ...(CELLS.noise.some(Boolean)
+      ? [{ label: "noise", column: "noise", value: noiseOf, text: (cell) => noiseOf(cell).replaceAll(",", ", ") }]
+      : []),
     { label: "record", column: "key", value: (cell) => CELLS.key[cell] },
   ];
 }

@@ -15,7 +15,6 @@ import {
   lineIndexOf,
   lineOf,
   METRICS,
-  noiseOf,
   placeOf,
   statusOf,
 } from "./data.js";
@@ -26,7 +25,7 @@ import { endText, overAxis, paperLines } from "./overdepth.js";
 import { change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { barsText, exactly, interval, slopeText } from "./words.js";
+import { barsText, crossesText, exactly, interval, isFitted, slopeText } from "./words.js";
 
 const HEIGHTS = [
   ["close", "close to the values"],
@@ -55,7 +54,7 @@ export function drawDepth() {
 function buildFigure4(node) {
   const metric = METRICS[state.depth.metric];
   if (!metric) return { empty: NOTHING };
-  return overAxis(node, metric, drawnLines(metric).drawn, { ...state.depth, fits: true });
+  return overAxis(node, metric, drawnLines(metric).drawn, { ...state.depth, large: true });
 }
 
 function drawNotes() {
@@ -94,15 +93,15 @@ function captionText(metric, { drawn, all }) {
   const sentences = [
     [drawn.length < all, `${drawn.length} of ${all} lines are drawn: choose above.`],
     [true, "Every point is a record; click one to look inside its step."],
-    [!metric.bytes, barsText(cells, metric)],
-    [!metric.bytes && cells.some(noiseOf), "Points that are crossed out were disturbed while they were timed."],
+    [true, barsText(cells, metric)],
+    [!metric.bytes, crossesText(cells)],
     [drawn.some((index) => isPredicted(LINES[index])), "Dashed: predicted."],
     [drawn.some((index) => fullOf(index).length), "Crosses at the end of a dotted line: out of memory."],
     [cells.some((cell) => hasFailed(cell, metric)), "Crossed circles: cells that failed, which are in no slope."],
     [axis !== "zero", "The axis need not start at 0."],
     [axis === "log" && cells.some(isZero), "It is not logarithmic, since such an axis cannot show 0."],
   ];
-  return sentences.flatMap(([holds, text]) => (holds ? [text] : [])).join(" ");
+  return sentences.flatMap(([holds, text]) => (holds && text ? [text] : [])).join(" ");
 }
 
 function figureText(cell, metric) {
@@ -145,7 +144,7 @@ function panelOf(dataset, { metric, indices }, named) {
   const own = indices.filter((index) => LINES[index].dataset === dataset);
   const title = named ? `${LINES.find((line) => line.dataset === dataset).datasetTitle}: ` : "";
   const chart = element("div", { class: "chart" });
-  const options = { fits: false, axis: state.depth.axis, paper: false };
+  const options = { large: false, axis: state.depth.axis, paper: false };
   addChart(chart, () => overAxis(chart, metric, own, options), selectCell);
   return { node: element("div", { class: "panel" }, element("h4", {}, title + metric.title), chart), indices: own };
 }
@@ -157,9 +156,11 @@ function drawFigure3Notes(drawn, metrics) {
   const others = [...drawn].filter((index) => !above.includes(index)).sort((a, b) => a - b);
   const names = namesOf([...above, ...others]);
   const which = `Colours and markers are those of the figure above${others.length ? ", and of the key below" : ""}.`;
-  const isFlat = (index) => metrics.some(({ name }) => LINES[index].fits[name]?.shape === "no change measurable");
-  const flat = [...drawn].some(isFlat) ? " Points without a line: no change measurable." : "";
-  const text = drawn.size ? `${which} Lines join the means over replicates.${flat}` : NOTHING;
+  const fits = [...drawn].flatMap((index) => metrics.map(({ name }) => LINES[index].fits[name]).filter(Boolean));
+  const has = (test, text) => (fits.some(test) ? text : "");
+  const joined = has((fit) => fit.shape === "not a line", " Lines of points that no line fits join the means over replicates.");
+  const flat = has((fit) => fit.shape === "no change measurable", " Points without a line: no change measurable.");
+  const text = drawn.size ? `${which}${has(isFitted, " Lines are fitted.")}${joined}${flat}` : NOTHING;
   const entries = others.map((index) => keyOf(LINES[index], names.get(index)));
   byId("figure3-caption").replaceChildren(note(text), ...(others.length ? [keys(entries)] : []));
 }

@@ -23,7 +23,7 @@ function drawing(tag, attributes) {
 }
 
 // Colours are in styles, since attributes know no variables: a key follows the theme by itself.
-function swatch({ colour, symbol, dash, pale }) {
+function swatch({ colour, symbol, dash, pale, filled }) {
   const svg = drawing("svg", { width: 52, height: 18, "aria-hidden": true });
   const stroke = { "stroke-width": 1.8, opacity: pale ? 0.45 : 1 };
   if (dash) {
@@ -32,7 +32,11 @@ function swatch({ colour, symbol, dash, pale }) {
     svg.append(drawing("line", { ...across, ...stroke, "stroke-dasharray": dashes }));
   }
   if (symbol) {
-    const shape = { d: SHAPES[symbol], transform: "translate(6 0)", style: `stroke: ${colour}; fill: var(--paper)` };
+    const shape = {
+      d: SHAPES[symbol],
+      transform: "translate(6 0)",
+      style: `stroke: ${colour}; fill: ${filled ? colour : "var(--paper)"}`,
+    };
     svg.append(drawing("path", { ...shape, ...stroke }));
   }
   return svg;

@@ -6,6 +6,8 @@ import { state } from "./state.js";
 // Widths on paper, which is narrower than a screen.
 const WIDE = 690;
 const NARROW = 330;
+// Largest number of positions that all have ticks, as in the figures.
+const MOST_TICKS = 8;
 
 export function widthOf(node) {
   const width = node.closest(".multiples") ? NARROW : WIDE;
@@ -43,18 +45,19 @@ export const keyColour = (index) => `var(--c${index})`;
 
 export const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
 
-// The places themselves on an axis on which doubles lie at equal distances.
-export function doubledTicks(places) {
+// The ticks of an axis with these places: the places themselves if they are few, on an axis on which doubles lie at equal distances,
+// or where their numbers fit next to each other.
+export function ticksAt(places, node, doubles) {
   const tickvals = [...new Set(places)].sort((a, b) => a - b);
-  return { type: "log", tickmode: "array", tickvals, ticktext: tickvals.map(String) };
-}
-
-// Every position, every second one and so on: as many as fit next to each other.
-export function wholeTicks(places, node) {
-  const range = Math.max(...places) - Math.min(...places);
-  if (range > 16 || !places.every(Number.isInteger)) return {};
-  const wide = Math.max(32, 12 + 8 * String(Math.max(...places)).length);
+  const own = { tickmode: "array", tickvals, ticktext: tickvals.map(String) };
+  if (doubles) return { type: "log", ...own };
+  const range = tickvals.at(-1) - tickvals[0];
+  const wide = Math.max(32, 12 + 8 * Math.max(...own.ticktext.map((text) => text.length)));
   const room = widthOf(node) - 100;
+  const closest = Math.min(...tickvals.slice(1).map((place, index) => place - tickvals[index]));
+  if (tickvals.length <= MOST_TICKS && wide * range < room * closest) return own;
+  // Every position, every second one and so on.
+  if (range > 16 || !tickvals.every(Number.isInteger)) return {};
   return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (wide * range) / step < room) ?? 8 };
 }
 
@@ -67,6 +70,14 @@ export function levelRange(values, [size]) {
 // Bars from each value to the ends of its interval.
 export function errorBars(above, below, colour, width) {
   return { type: "data", symmetric: false, array: above, arrayminus: below, color: colour, thickness: 0.8, width };
+}
+
+export const CROSS = { symbol: "x-thin", size: 10 };
+
+// Crosses over points of this size whose times were disturbed, as a list of traces.
+export function crossesOver(x, y, size, colour) {
+  const marker = { ...CROSS, size: size + 6, line: { color: colour, width: 1 } };
+  return x.length ? [{ x, y, mode: "markers", hoverinfo: "skip", marker }] : [];
 }
 
 // A range with room next to its values for names of points, which keeps level values looking level.

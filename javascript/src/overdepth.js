@@ -1,4 +1,4 @@
-// One quantity over an axis: a point for each record, fitted lines, pale joins if none fits, and points alone if no change is measurable.
+// One quantity over an axis: a point for each record, fitted lines, joins if none fits, and points alone if no change is measurable.
 
 import {
   axisNow,
@@ -16,20 +16,19 @@ import {
   placeOf,
 } from "./data.js";
 import { shortened, variable } from "./dom.js";
-import { axisTitle, colourOf, doubledTicks, errorBars, levelRange, wholeTicks } from "./layout.js";
+import { axisTitle, CROSS, colourOf, crossesOver, errorBars, levelRange, ticksAt } from "./layout.js";
 import { heightOn, hoverText, isFitted, placeText, plotText, plural, quantity, recordText, unitFor, whereText } from "./words.js";
 
 const PALE = 0.4;
-const CROSS = { symbol: "x-thin", size: 10 };
 const placesOf = (cells) => cells.map(placeOf);
 
-// `fits`: draw fitted lines, not joins of means, and name the quantity; `axis`: "close", "zero" or "log"; `paper`: draw the paper's values.
-export function overAxis(node, metric, indices, { fits, axis, paper }) {
+// `large`: name the quantity, and draw joins of means palely; `axis`: "close", "zero" or "log"; `paper`: draw the paper's values.
+export function overAxis(node, metric, indices, { large, axis, paper }) {
   const measured = indices.flatMap(cellsOf).filter((cell) => hasFigure(cell, metric));
   if (!measured.length) return { empty: whyEmpty(metric, indices) };
   const pale = paper ? paperLines(metric, indices) : [];
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
-  const plot = { metric, fits, unit: unitFor(values, metric.bytes) };
+  const plot = { metric, large, unit: unitFor(values, metric.bytes) };
   const nowhere = indices.filter((index) => fullOf(index).length && !cellsOf(index).some((cell) => isGood(cell, metric)));
   // Lines of networks that lack the axis have no place on it: they are levels from its first place to its last.
   const [levels, placed] = [indices.filter(isLevel), indices.filter((index) => !isLevel(index))];
@@ -40,11 +39,11 @@ export function overAxis(node, metric, indices, { fits, axis, paper }) {
     ...pale.map((one) => paperTrace(one, plot)),
     ...levels.flatMap((index) => levelTraces(index, plot, ends)),
     ...placed.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
-    ...nowhere.map((index, row) => fullTrace(index, row, fits, ends)),
+    ...nowhere.map((index, row) => fullTrace(index, row, large, ends)),
   ];
   const layout = {
     annotations: [],
-    xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...ticks(places, node) },
+    xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...ticksAt(places, node, DATA.axes[axisNow()].doubles) },
     yaxis: { title: axisTitle(heightTitle(plot)), ...heights(plot, axis, values, measured) },
   };
   // The height of lines that are out of memory everywhere is unknown: they stand at the top.
@@ -53,8 +52,6 @@ export function overAxis(node, metric, indices, { fits, axis, paper }) {
   const label = `${metric.title} ${DATA.axes[axisNow()].over}, ${plural(indices.length, "line")}; the numbers are in a table below.`;
   return { data, layout, label };
 }
-
-const ticks = (places, node) => (DATA.axes[axisNow()].doubles ? doubledTicks(places) : wholeTicks(places, node));
 
 const isLevel = (index) => LINES[index].lacks;
 
@@ -72,8 +69,8 @@ function whyEmpty(metric, indices) {
   return full ? "Every cell that was tried ran out of memory." : `No chosen cell has a value of ${metric.title}.`;
 }
 
-function heightTitle({ metric, unit, fits }) {
-  return `${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`;
+function heightTitle({ metric, unit, large }) {
+  return `${large ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`;
 }
 
 function heights({ metric, unit }, axis, values, measured) {
@@ -96,7 +93,7 @@ function lineTraces(index, plot) {
 function throughTraces(line, cells, plot) {
   const fit = line.fits[plot.metric.name];
   if (fit?.shape === "no change measurable") return [];
-  return plot.fits && fit && isFitted(fit) ? [fittedTrace(line, fit, cells, plot)] : [joinTrace(line, cells, plot)];
+  return fit && isFitted(fit) ? [fittedTrace(line, fit, cells, plot)] : [joinTrace(line, cells, plot)];
 }
 
 const lineStyle = (line, width) => ({ color: colourOf(line), width, dash: line.look.dash });
@@ -121,11 +118,11 @@ function along(places, doubles) {
 }
 
 // The allocator reserves in steps.
-function joinTrace(line, cells, { metric, unit, fits }) {
+function joinTrace(line, cells, { metric, unit, large }) {
   const means = line.means[metric.name] ?? cells.map((cell) => [placeOf(cell), figure(cell, metric)]);
   const style = { ...lineStyle(line, 1.4), shape: metric.name === "reserved" ? "hvh" : "linear" };
   const [x, y] = [means.map((pair) => pair[0]), means.map((pair) => pair[1] / unit[0])];
-  return { x, y, mode: "lines", hoverinfo: "skip", opacity: fits ? PALE : 1, line: style };
+  return { x, y, mode: "lines", hoverinfo: "skip", opacity: large ? PALE : 1, line: style };
 }
 
 // Points that show their record, and open its step when they are clicked.
@@ -146,17 +143,10 @@ function pointTraces(line, cells, plot) {
   };
   const points = recordPoints(cells, plot, marker);
   if (metric.bytes) return [points];
-  const noisy = cells.filter((cell) => noiseOf(cell));
-  const crossed = noisy.length
-    ? [crossTrace(noisy, plot, { ...CROSS, size: line.look.size + 6, line: { color: colour, width: 1 } })]
-    : [];
+  const noisy = cells.filter(noiseOf);
+  const y = noisy.map((cell) => figure(cell, metric) / plot.unit[0]);
+  const crossed = crossesOver(placesOf(noisy), y, line.look.size, colour);
   return [{ ...points, error_y: medianBars(cells, plot, colour) }, ...crossed];
-}
-
-// Crosses over noisy points.
-function crossTrace(cells, { metric, unit }, marker) {
-  const y = cells.map((cell) => figure(cell, metric) / unit[0]);
-  return { x: placesOf(cells), y, mode: "markers", hoverinfo: "skip", marker };
 }
 
 // Cells that failed, which are in no line and no slope.

@@ -4,14 +4,14 @@ import { forgetCharts } from "./charts.js";
 import { COUNT, DATA, lineOf, placeOf, statusOf, textOf, timelineCommandOf } from "./data.js";
 import { button, byId, element, field, note, scrolled } from "./dom.js";
 import { chosenCells } from "./filters.js";
-import { keyColour } from "./layout.js";
 import { jumpBack, jumpTo } from "./links.js";
 import { command, recordDetail } from "./record.js";
 import { change, state } from "./state.js";
-import { timelineParts } from "./timeline.js";
+import { keyFill, timelineParts } from "./timeline.js";
 import { quantity, whereText } from "./words.js";
 
-const [CONTENTS_COLOUR, MODULES_COLOUR] = [0, 1].map(keyColour);
+// The colour of bytes of a category, as in a timeline: its place in the palette, or itself.
+const categoryColour = (name) => keyFill(DATA.contents.colours[DATA.contents.names.indexOf(name)]);
 
 const timelineOf = (cell) => DATA.timelines.find((timeline) => timeline.cells.includes(cell)) ?? null;
 const hasModules = (cell) => DATA.modules.of[cell] >= 0;
@@ -87,10 +87,10 @@ function cellParts(cell, hasNoTimeline) {
 }
 
 // A list of amounts as bars, which is a table for a screen reader.
-function barTable(head, rows, colour) {
+function barTable(head, rows, colourIn) {
   const most = Math.max(1, ...rows.map((row) => row[1]));
   const heads = head.map((text, index) => element("th", { scope: "col", class: index === 1 ? "number" : "" }, text));
-  const body = element("tbody", {}, ...rows.map((row) => barRow(row, most, colour)));
+  const body = element("tbody", {}, ...rows.map((row) => barRow(row, most, colourIn(row))));
   const table = element("table", { class: "plain" }, element("thead", {}, element("tr", {}, ...heads, element("td", {}))), body);
   return scrolled(head[0], table);
 }
@@ -119,13 +119,19 @@ function modulesPart(modules) {
   const rows = modules.map(moduleRow);
   const total = rows.reduce((sum, row) => sum + row[1], 0);
   const table = rows.length
-    ? barTable(["module", "retained", "each"], rows, MODULES_COLOUR)
+    ? barTable(["module", "retained", "each"], rows, () => categoryColour("retained"))
     : element("p", {}, "Nothing is retained.");
-  return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), table);
+  const stars = rows.some(([name]) => name.includes("*")) ? note(`${DATA.modules.stars}.`) : null;
+  return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), table, stars);
 }
 
 function contentsPart([phase, ...amounts]) {
   const rows = DATA.contents.names.map((name, index) => [name, amounts[index], ""]).filter((row) => row[1]);
   const head = element("h4", {}, `Alive at the peak, in ${textOf(phase)}`);
-  return element("div", {}, head, barTable(["category", "bytes", ""], rows, CONTENTS_COLOUR));
+  return element(
+    "div",
+    {},
+    head,
+    barTable(["category", "bytes", ""], rows, ([name]) => categoryColour(name)),
+  );
 }

@@ -18,9 +18,12 @@ export function timelineParts(timeline, cell) {
   return [element("figure", {}, node, caption), factList(factsOf(timeline, cell))];
 }
 
+// A colour of Python's that follows the theme: a place in the palette, or a colour that suits both themes.
+export const keyFill = (colour) => (Number.isInteger(colour) ? keyColour(colour) : colour);
+
 function categoryKey({ name, colour, atPeak }) {
   const block = element("span", { class: "block", "aria-hidden": "true" });
-  block.style.background = Number.isInteger(colour) ? keyColour(colour) : colour;
+  block.style.background = keyFill(colour);
   return element("li", {}, block, element("span", {}, `${name}: ${bytesOf(atPeak)} at the peak`));
 }
 

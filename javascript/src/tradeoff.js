@@ -9,10 +9,12 @@ import {
   endsOf,
   figure,
   isGood,
+  isPredicted,
   LINES,
   lineIndexOf,
   lineOf,
   METRICS,
+  noiseOf,
   placeOf,
   statusOf,
 } from "./data.js";
@@ -20,11 +22,11 @@ import { byId, field, note, variable } from "./dom.js";
 import { chosenCells, metricOptions, namesOf } from "./filters.js";
 import { keyOf, keys, moreKeys } from "./keys.js";
 import { pointLabels } from "./labels.js";
-import { axisTitle, colourOf, errorBars, roomyRange } from "./layout.js";
+import { axisTitle, colourOf, crossesOver, errorBars, roomyRange } from "./layout.js";
 import { change, MOST_LINES, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { barsText, exactly, hoverText, placeText, plural, unitFor } from "./words.js";
+import { barsText, crossesText, exactly, hoverText, placeText, plural, unitFor } from "./words.js";
 
 const MARGIN = { l: 72, r: 16, t: 14, b: 52 };
 
@@ -101,10 +103,13 @@ function drawControls(places) {
   if (focused && controls.querySelector(`#${CSS.escape(focused)}`)) byId(focused).focus();
 }
 
+// A predicted time is one number. A measured time without an interval may be any: with fewer than six samples nothing is known at 95 %.
 function pointOf(cell, memory, time) {
   const value = figure(cell, time);
-  const [low, high] = endsOf(cell, time);
-  return { cell, work: workOf(cell), memory: figure(cell, memory), time: value, low: low ?? value, high: high ?? value };
+  const unknown = isPredicted(lineOf(cell)) ? [value, value] : [0, Infinity];
+  const [low, high] = endsOf(cell, time).map((end, side) => end ?? unknown[side]);
+  const bar = endsOf(cell, time).map((end) => end ?? value);
+  return { cell, work: workOf(cell), memory: figure(cell, memory), time: value, low, high, bar };
 }
 
 // The chosen records at a position that have both figures, and those of networks that lack the axis.
@@ -140,7 +145,7 @@ function buildTradeoff(node) {
   );
   const shown = points.map((point) => ({ ...point, x: point.time / across[0], y: point.memory / up[0] }));
   const ranges = [
-    roomyRange(points.flatMap((point) => [point.low / across[0], point.high / across[0]])),
+    roomyRange(points.flatMap(({ time: value, bar }) => [value, ...bar].map((end) => end / across[0]))),
     roomyRange(shown.map(({ y }) => y)),
   ];
   const layout = {
@@ -150,7 +155,7 @@ function buildTradeoff(node) {
     annotations: pointLabels(node, namedPoints(shown), ranges, MARGIN),
   };
   const what = `${memory.title} against ${time.title} at ${placeText(axisNow(), state.tradeoff.place)}`;
-  const data = linesOf(points).map((index) => pointsTrace(index, shown, across, [memory, time]));
+  const data = linesOf(points).flatMap((index) => pointsTraces(index, shown, across, [memory, time]));
   return { data, layout, label: `${what}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
@@ -166,18 +171,19 @@ function namedPoints(shown) {
     });
 }
 
-function pointsTrace(index, shown, [size], metrics) {
+function pointsTraces(index, shown, [size], metrics) {
   const points = shown.filter((point) => lineIndexOf(point.cell) === index);
   const { look } = LINES[index];
   const [colour, paper] = [colourOf(LINES[index]), variable("--paper")];
+  const sizeOf = ({ front }) => look.size + (front ? 4 : 0);
   const marker = {
     opacity: 1,
     symbol: look.symbol,
-    size: points.map((point) => look.size + (point.front ? 4 : 0)),
+    size: points.map(sizeOf),
     color: points.map((point) => (point.front ? colour : paper)),
     line: { color: colour, width: 1.6 },
   };
-  return {
+  const trace = {
     x: points.map(({ x }) => x),
     y: points.map(({ y }) => y),
     mode: "markers",
@@ -186,12 +192,17 @@ function pointsTrace(index, shown, [size], metrics) {
     hoverinfo: "text",
     marker,
     error_x: errorBars(
-      points.map((point) => (point.high - point.time) / size),
-      points.map((point) => (point.time - point.low) / size),
+      points.map(({ bar, time }) => (bar[1] - time) / size),
+      points.map(({ bar, time }) => (time - bar[0]) / size),
       colour,
       3,
     ),
   };
+  // A cross over a filled marker is seen by its ends alone.
+  const crosses = points
+    .filter((point) => noiseOf(point.cell))
+    .map((point) => crossesOver([point.x], [point.y], sizeOf(point), colour));
+  return [trace, ...crosses.flat()];
 }
 
 function drawCaption(points) {
@@ -200,16 +211,14 @@ function drawCaption(points) {
   const indices = linesOf(points).sort((a, b) => front.has(b) - front.has(a) || a - b);
   const names = namesOf(indices);
   const nameOf = (index) => names.get(index) + (front.has(index) ? " (on the front)" : "");
-  const entry = (index) => ({ ...keyOf(LINES[index], nameOf(index)), dash: null });
+  const entry = (index) => ({ ...keyOf(LINES[index], nameOf(index)), dash: null, filled: front.has(index) });
   const several =
     new Set(points.map(({ work }) => work)).size > 1
       ? " Each amount of work has a front of its own: a data set, batch size, shape of images, number of classes, the settings of a case, and a position on each other axis."
       : "";
-  const bars = barsText(
-    points.map(({ cell }) => cell),
-    METRICS[state.tradeoff.time],
-  );
-  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one. ${bars}${several}`;
+  const cells = points.map(({ cell }) => cell);
+  const words = [barsText(cells, METRICS[state.tradeoff.time]), crossesText(cells)].filter(Boolean).join(" ");
+  const text = `Filled markers are on the front: no other record is faster with as little memory. A time is shorter only if its interval does not overlap the other one; a time without an interval is neither shorter nor longer than another. ${words}${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));
 }

@@ -58,10 +58,21 @@ export function interval(cell, metric) {
 
 // The meaning of bars: most times are medians, but those of cells that took turns are differences within their rounds.
 export function barsText(cells, metric) {
-  const count = cells.filter((cell) => placedTime(cell, metric) !== null).length;
+  if (metric.bytes) return "";
+  const timed = cells.filter((cell) => figure(cell, metric) !== null && !isPredicted(lineOf(cell)));
+  const barred = timed.filter((cell) => endsOf(cell, metric)[0] !== null);
+  const few = "A time from fewer than six samples has no interval.";
+  if (!barred.length) return timed.length ? few : "";
+  const count = barred.filter((cell) => placedTime(cell, metric) !== null).length;
   const [medians, turns] = ["medians", "differences from the first and last position, in the rounds that cells took in turn"];
-  return `Bars: 95 % intervals of ${count === 0 ? medians : count < cells.length ? `${medians} or of ${turns}` : turns}.`;
+  const which = count === 0 ? medians : count < barred.length ? `${medians} or of ${turns}` : turns;
+  const bars = `Bars: 95 % intervals of ${which}; a marker hides a bar that is shorter.`;
+  return barred.length < timed.length ? `${bars} ${few}` : bars;
 }
+
+// The meaning of crosses over points of times.
+export const crossesText = (cells) =>
+  cells.some(noiseOf) ? "Points that are crossed out were disturbed while they were timed." : "";
 
 const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
 export const placeText = (axis, place) => (axis === "blocks" ? blocksText(place) : `${DATA.axes[axis].noun} ${place}`);

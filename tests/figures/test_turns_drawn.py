@@ -121,3 +121,16 @@ def test_cells_that_were_timed_alone_have_no_such_note() -> None:
     table = fitted_slopes(frame)
     assert basis_note(table) == ""
     assert "took turns" not in "\n".join(line.plain for line in show_lines(frame, table))
+
+
+def test_figure_3_draws_the_lines_of_figure_4() -> None:
+    frame = make_frame(make_turns(MODELS, range(1, 9), noise=0.05))
+    panels = [figure3(frame)[0][1], figure4(frame)[0][2]]
+    assert panels[0].get_title(loc="left") == panels[1].get_title(loc="left")
+    fitted, other = [
+        [line.get_ydata().tolist() for line in panel.get_lines() if line.get_linestyle() != "None"]  # type: ignore[union-attr]
+        for panel in panels
+    ]
+    assert len(fitted) == 3
+    assert fitted == other
+    assert [*markers(panels[0]).values()] == [*markers(panels[1]).values()]

@@ -22,7 +22,7 @@ from capsbench.tracing import counting
 from capsbench.tracing.trace import CATEGORIES
 from helpers.fakes import FakeCuda
 from helpers.forked import in_fork
-from helpers.made import make_configuration
+from helpers.made import make_configuration, make_timeline
 
 PATIENCE = 300.0
 MIB = 2**20
@@ -345,6 +345,18 @@ def test_the_figure_shows_phases_the_peak_and_modules():
     assert "blocks.blocks.*.* (CapsuleLayer)" in names
     assert sum(bar.get_width() for bar in modules.patches) * MIB == pytest.approx(sum(found.retained_by_module.values()))
     assert "4 × " in words(modules)
+    assert "* stands for every number" in " ".join(figure._supxlabel.get_text().split())
+    # The names of the phases do not touch the title.
+    figure.draw_without_rendering()
+    title = step._left_title.get_window_extent()
+    assert all(text.get_window_extent().y1 < title.y0 - 3 for text in step.texts if text.get_text() in found.phases)
+
+
+def test_a_note_on_stars_stands_where_there_are_some():
+    plain, starred = make_timeline(configuration()), {"blocks.0.up": 3, "blocks.1.up": 3}
+    for timeline, notes in ((plain, 0), (plain.model_copy(update={"retained_by_module": starred}), 1)):
+        assert draw_timeline(timeline)._supxlabel.get_text().count("* stands for every number") == notes
+        assert timeline_text(timeline).count("* stands for every number") == notes
 
 
 @pytest.mark.slow

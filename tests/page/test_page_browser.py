@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 
+from capsbench.colours import COLOURS, PURPOSES
 from capsbench.page import write_page
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
@@ -214,10 +215,16 @@ def test_a_point_that_is_clicked_is_looked_into(show):
         page.page.mouse.up()
         page.page.wait_for_function("() => document.getElementById('step-name').textContent.includes('2 blocks')")
         text = page.text("#step-body")
+        colours = page.evaluate("() => [...document.querySelectorAll('#step-body .amount')].map(one => one.style.background)")
     assert f"{records[4].cell.key()} in mine" in text
     assert re.search(r"blocks\.\*\.0\s+6\.00 MiB\s+2 × 3\.00 MiB", text)
     assert "Alive at the peak, in backward" in text
     assert re.search(r"temporary\s+10\.00 MiB", text)
+    # Categories have the colours that they have in a timeline.
+    purposes = ("state", "gradient", "optimizer", "batch", "retained", "temporary")
+    palette = [COLOURS.index(PURPOSES[name]) if PURPOSES[name] in COLOURS else None for name in purposes]
+    assert [f"var(--c{index})" if index is not None else "rgb(240, 228, 66)" for index in palette] == colours[:6]
+    assert "* stands for every number." in text
     assert "0.14, 0.14" in text  # raw samples
     assert "capsbench run --models rescapsnet" in text
 
@@ -247,6 +254,7 @@ def test_a_timeline_of_a_report_is_shown_with_its_peak_and_the_record_s_own_modu
     assert "Retained by module: 24.00 MiB" in text
     assert re.search(r"and 4 more\s+4.00 MiB", text)
     assert "5.00 MiB" not in text  # what the timeline says of its modules
+    assert "every number" not in text  # no name has a star
 
 
 def test_a_timeline_of_nobody_is_shown_without_a_record(show):
@@ -430,6 +438,37 @@ def test_a_point_whose_interval_overlaps_another_s_is_on_the_front(show):
         assert page.evaluate("() => capsbench.tradePoints().map(point => point.front)") == [True, True, False]
         bars = [trace["error_x"]["array"][0] for trace in traces]
         assert [bool(bar) for bar in bars] == [True, True, False]
+
+
+def timed(record, samples, noise=()):
+    """A record with other samples of its training time."""
+    time = record.time.model_copy(update={"train_step_seconds": list(samples), "noise": list(noise)})
+    return record.model_copy(update={"time": time})
+
+
+def test_a_time_without_an_interval_beats_none_and_is_beaten_by_none(show):
+    """Three samples say nothing at 95 %, even where all of one lie below all of the other; six do."""
+    disturbed = ["spread", "load"]
+    records = [
+        timed(changed(make_record("capsnet", 3), retained=8 * MIB), [0.731, 0.782, 0.867], disturbed),
+        timed(changed(make_record("rescapsnet", 3), retained=8 * MIB), [0.640, 0.616, 0.656], disturbed),
+        timed(changed(make_record("mocapsnet", 3), retained=7 * MIB), [0.5 + 0.01 * place for place in range(6)]),
+        timed(changed(make_record("rescapsnet", 3, memory="checkpoint"), retained=9 * MIB), [0.9] * 6, disturbed),
+    ]
+    with show(source(records)) as page:
+        traces = page.drawn("tradeoff-chart")
+        assert page.evaluate("() => capsbench.tradePoints().map(point => point.front)") == [True, True, True, False]
+        fills = page.evaluate("() => [...document.querySelectorAll('#tradeoff-caption .keys path')].map(one => one.style.fill)")
+        caption = page.text("#tradeoff-caption")
+    points = [trace for trace in traces if "customdata" in trace]
+    bars = {trace["customdata"][0]: trace["error_x"]["array"][0] > 0 for trace in points}
+    assert bars == {0: False, 1: False, 2: True, 3: False}
+    crosses = [trace for trace in traces if "customdata" not in trace]
+    assert sorted(trace["x"][0] for trace in crosses) == pytest.approx([640, 782, 900])
+    # Those on the front come first, filled as in the chart.
+    assert [fill == "var(--paper)" for fill in fills] == [False, False, False, True]
+    assert "A time from fewer than six samples has no interval." in caption
+    assert "Points that are crossed out" in caption
 
 
 def test_the_trade_off_begins_with_the_memory_that_differs_most_and_names_its_points(show):
@@ -844,6 +883,13 @@ def test_ticks_follow_the_width_of_the_window(show):
         assert page.evaluate(step) == 1
         page.page.set_viewport_size({"width": 360, "height": 800})
         page.page.wait_for_function(f"() => ({step})() > 1")
+
+
+def test_few_positions_have_a_tick_each(show):
+    with show(make_varied(lambda at: 1000 * at["length"], length=(32, 64, 96, 128))) as page:
+        page.drawn("figure4")
+        layout = page.evaluate("() => document.getElementById('figure4').layout.xaxis")
+    assert layout["tickvals"] == [32, 64, 96, 128]
 
 
 def test_pages_of_a_table_are_turned_by_keyboard(show):

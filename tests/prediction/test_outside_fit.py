@@ -124,3 +124,10 @@ def test_a_level_peak_is_at_least_as_deep_as_was_looked_at(monkeypatch):
     pretend_steps(monkeypatch, KINKS["level"], 1_000)
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded) == (DEEPEST, False)
+
+
+def test_each_size_is_announced_before_it_is_traced(monkeypatch):
+    asked = pretend_steps(monkeypatch, lambda b: 1_000 + 10 * b, 4_321, name="batch_size")
+    announced = []
+    largest_fit(make_configuration(), "batch", lambda axis, size: announced.append((axis, size, len(asked))))
+    assert announced == [("batch_size", size, place) for place, size in enumerate(asked)]

@@ -12,7 +12,7 @@ from capsbench.stats.line_fit import fit_line
 from capsbench.stats.linearity import turns_are_linear
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fitted_slopes, series_of
-from capsbench.stats.turn_times import TurnTimes, fit_turns, turn_times
+from capsbench.stats.turn_times import DepthTime, TurnTimes, fit_turns, turn_times
 from helpers.made import SECONDS_PER_BLOCK, make_frame, make_record, make_turns
 
 
@@ -261,3 +261,15 @@ def test_a_single_round_of_a_depth_has_no_interval() -> None:
     assert fit is not None
     assert np.isnan(fit.at[2.0].low)
     assert fit.at[1.0].low < fit.at[1.0].high
+
+
+@pytest.mark.parametrize(
+    ("time", "found"),
+    [((4.0, -2.0, 9.0), (4.0, 0.0, 9.0)), ((4.0, 1.0, 9.0), (4.0, 1.0, 9.0)), ((-1.0, -2.0, 9.0), (-1.0, -1.0, 9.0))],
+)
+def test_an_interval_of_a_time_does_not_reach_below_0(time: tuple[float, ...], found: tuple[float, ...]) -> None:
+    assert DepthTime(*time).of_a_step() == found
+
+
+def test_a_time_without_an_interval_has_none() -> None:
+    assert np.isnan(DepthTime(1.0, np.nan, np.nan).of_a_step().low)
