@@ -337,7 +337,7 @@ def _check_call(
 
 def _names_in(signature: inspect.Signature) -> str:
     """The names of the first arguments of a signature, in brackets."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     names = [f"{stars.get(one.kind, '')}{one.name}" for one in signature.parameters.values()]
     return f"({', '.join([*names[:_MOST_PARTS], *(['…'] if len(names) > _MOST_PARTS else [])])})"
 
