@@ -133,10 +133,17 @@ def step_failure(model: str) -> str:
     return f"model '{model}' fails in a step: "
 
 
+def making_failure(model: str) -> str:
+    """Return the beginning of the error of a network that could not be made."""
+    return f"model '{model}' cannot be made: "
+
+
 def brief_reason(model: str, message: str) -> str:
     """Return a message of `one_line` in a few words: without its network, the place of the error and what would be right."""
-    what = message.partition(_DASH)[0].removeprefix(step_failure(model))
-    what = re.sub(r" \([^()]*:\d+ in [^()]*\)$", "", what)
+    what = message.removeprefix(step_failure(model)).removeprefix(making_failure(model))
+    # The place of the error ends what was wrong; a dash before it is part of the message.
+    place = re.search(r" \([^()]*:\d+ in [^()]*\)(?= - |$)", what)
+    what = what[: place.start()] if place else what.partition(_DASH)[0]
     return what if len(what) <= _BRIEF else f"{what[: _BRIEF - 1].rstrip()}…"
 
 

@@ -403,6 +403,10 @@ class Plan(Schema):
     cells: list[Cell]
     """Cells in the order in which they are measured."""
 
+    def was_typed(self) -> bool:
+        """Return whether a command made the plan; else a call in Python did."""
+        return self.command.startswith("capsbench ")
+
 
 def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
     """The axes along which cells of one series differ.

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError, error_line, error_place, step_failure, suggesting
+from capsbench.errors import ConfigurationError, error_line, error_place, making_failure, step_failure, suggesting
 from capsbench.system.paths import anchored, expanded, start
 
 _MOST_NAMES = 8
@@ -217,7 +217,12 @@ def making_error(model: str, error: BaseException, hint: str, most: int | None =
         hint: how the function is called.
         most: most characters of its message.
     """
-    return ConfigurationError(f"model '{model}' cannot be made: {error_line(error, most)} ({error_place(error)})", hint)
+    return ConfigurationError(f"{making_failure(model)}{error_line(error, most)} ({error_place(error)})", hint)
+
+
+def raised_in_lazy(error: BaseException) -> bool:
+    """Return whether an error was raised by the step in which lazy layers find out their sizes."""
+    return any(frame.f_code is make_lazy_parameters.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 _MISFIT = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|positional arguments?|keyword arguments?)\b")
@@ -242,7 +247,8 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
     called = [
         frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") in _CALLING
     ]
-    made = next((hint for name, hint in _MAKERS.items() if name in called), None)
+    # Layers that find out their sizes are made by a step, which fails as any other does.
+    made = None if raised_in_lazy(error) else next((hint for name, hint in _MAKERS.items() if name in called), None)
     if made is not None:
         return making_error(model, error, made, most)
     given = next((note for note in getattr(error, "__notes__", ()) if note.startswith(TRAIN_CALL)), None)

@@ -143,7 +143,7 @@ def _fault_notes(report: "Report", *, named: bool) -> list[str]:
     if not faults:
         return []
     texts = [*fault_sentences(faults, report.axes), again_sentence(report)]
-    if report.plan is not None and report.plan.command.startswith("capsbench "):
+    if report.plan is not None and report.plan.was_typed():
         texts = [with_flags(text, FLAGS) for text in texts]
     start = f"{report.name}: {faults_head(report)}" if named else faults_head(report).capitalize()
     return [f"{start}: {text}" if number == 0 else text for number, text in enumerate(filter(None, texts))]

@@ -197,13 +197,21 @@ def fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     return _against_declared(line.bent(curve, places, heights), places, heights, metric, kind)
 
 
+_LEAST_ERROR = 1e-3
+"""Least error of a time, as a share of the largest one of its line, that its weight distinguishes."""
+
+
 def _precisions(times: Iterable[DepthTime]) -> Floats:
-    """Weights of times in their line: one over the square of their intervals, of which those of few rounds are wide."""
-    widths = np.array([one.high - one.low for one in times])
-    known = widths > 0
-    if not known.any():
-        return np.ones(widths.size)
-    return np.divide(1.0, widths**2, out=np.zeros(widths.size), where=known)
+    """Weights of times in their line: one over the square of their errors, which are large after few rounds.
+
+    A time without an interval counts as twice as uncertain as the least certain one. An interval may have been cut at 0, so that
+    its farther end is the measure.
+    """
+    errors = np.array([max(one.high - one.seconds, one.seconds - one.low) for one in times])
+    if np.isnan(errors).all() or not np.nanmax(errors):
+        return np.ones(errors.size)
+    errors[np.isnan(errors)] = 2 * np.nanmax(errors)
+    return np.asarray(1 / np.maximum(errors, _LEAST_ERROR * errors.max()) ** 2)
 
 
 def _lasting_of_a_cell(times: TurnTimes, turns: TurnFit) -> StandardError | None:

@@ -80,7 +80,10 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
 
 def _apart_by_chance(blocks: Floats, values: Floats) -> bool:
     """Return whether usual differences between processes explain the distances of times from their line."""
-    fitted = np.polynomial.Polynomial.fit(blocks, values, 1)(blocks)
+    if values.min() <= 0:
+        return True
+    # As noise is a share of a time, so are the distances that the line makes small: else noise of large times bends it.
+    fitted = np.polynomial.Polynomial.fit(blocks, values, 1, w=1 / values)(blocks)
     shares = (values - fitted) / noise_levels(fitted, values)
     lack = float((shares**2).sum()) / (blocks.size - 2)
     return float(stats.f.sf(lack / APART**2, blocks.size - 2, _APART_DEGREES)) >= BENT_BY_CHANCE

@@ -80,7 +80,7 @@ def _state_of(path: Path) -> list[int]:
 def _program() -> str:
     """Versions of the program and of the libraries that it draws with, and the states of its files."""
     package = Path(__file__).parent.parent
-    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".js", ".css", ".j2"))
+    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".js", ".css", ".j2", ".csv"))
     versions = []
     for name in ("capsbench", *_LIBRARIES):
         with contextlib.suppress(PackageNotFoundError):

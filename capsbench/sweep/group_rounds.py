@@ -221,7 +221,7 @@ def what_more_would_buy(slopes: SlopesSoFar, rounds: int, plan: Plan) -> str:
         text += f"; with {longer} the widest interval would be about {narrowed:.0%} narrower"
         # Four times as many rounds halve what is due to rounds.
         if narrowed < _NEARLY_HALF and slopes.all_rounds == rounds and not slopes.processes_prevail:
-            text += ", and not half as wide, since no round narrows what processes differ by"
+            text += "; more rounds cannot halve it, because they do not reduce the differences between processes"
     if slopes.processes_prevail:
         text += "; processes differ from each other by more than their rounds do, so that more `processes` would help more"
     return text

@@ -400,7 +400,7 @@ class Follow(Operators):
 
     def _note_assumptions(self, call: Call, out: Any) -> None:
         """Note what is assumed of the outcome of an operator, and of its derivative."""
-        if _may_have_node(call) and (call.func in _READ_IN_BACKWARD or _fills_with_gradient(call)):
+        if (_may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call):
             self.unsure[_OTHER_WAY.format(f"the derivative of {call.packet}")] = None
         if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
             self._true[out] = True
@@ -550,7 +550,8 @@ def _may_have_node(call: Call) -> bool:
 
 def _fills_with_gradient(call: Call) -> bool:
     """Return whether a number that needs a gradient is written wherever a mask is true: the derivative chooses by the mask."""
-    return call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
+    filled = call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
+    return filled and torch.is_grad_enabled()
 
 
 def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:

@@ -99,7 +99,11 @@ def may_take(call: Call) -> bool:
 
 def _has_rows(tensor: Tensor) -> bool:
     """Return whether rows or columns of a matrix lie in memory one number after the other, as a library takes them."""
-    return tensor.dim() < _DIMENSIONS_OF_MATRICES or 1 in tensor.stride()[-2:] or not tensor.numel()
+    if tensor.dim() < _DIMENSIONS_OF_MATRICES or tensor.is_contiguous() or not tensor.numel():
+        return True
+    (rows, columns), (down, across) = tensor.shape[-2:], tensor.stride()[-2:]
+    # Rows that overlap, as those of one that is expanded, are copied first.
+    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 def _casts(call: Call) -> bool:

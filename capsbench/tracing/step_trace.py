@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.cases.case import Case
 from capsbench.cases.configured import build_case, classifier_case
 from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
-from capsbench.cases.foreign import CASE_CALL, FACTORY_CALL, make_lazy_parameters, making_error, step_error
+from capsbench.cases.foreign import CASE_CALL, FACTORY_CALL, make_lazy_parameters, making_error, raised_in_lazy, step_error
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
@@ -355,6 +355,8 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:
+            if raised_in_lazy(error):
+                raise step_error(model, error, most=_LONGEST_REASON) from error
             raise making_error(model, error, hint, _LONGEST_REASON) from error
 
 

@@ -54,7 +54,7 @@ def again_sentence(report: "Report", folder: Path | None = None) -> str:
         return ""
     late = all(record.status == "timeout" for record in faults_of(report))
     command = report.plan.command
-    if not command.startswith("capsbench "):
+    if not report.plan.was_typed():
         # The words of Python, also where a command shows the report.
         call = (
             "the same call with a larger timeout and resume=True"

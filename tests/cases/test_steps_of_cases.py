@@ -633,7 +633,13 @@ def not_made(blocks=1, batch_size=4):
     raise ValueError("65 is not divisible by 4")
 
 
+def lazily_misfit(blocks=1, batch_size=4):
+    layers = nn.Sequential(nn.LazyLinear(8), nn.Linear(9, 2))
+    return capsbench.Case(layers, torch.rand(batch_size, 4), loss=Tensor.sum)
+
+
 RAISED = {
+    "lazily_misfit": ("fails in a step: RuntimeError: ", "make inputs, network and loss fit each other"),
     "misfit": ("(linear.py:", "make inputs, network and loss fit each other"),
     "of_another_dtype": ("dtype", "make inputs, network and loss fit each other"),
     "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "in Python"),

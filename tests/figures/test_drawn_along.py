@@ -182,7 +182,7 @@ def test_a_network_without_blocks_is_a_level():
 
 
 def test_seconds_per_epoch_are_refused_over_the_batch_size(grid):
-    with pytest.raises(ConfigurationError, match="epoch along"):
+    with pytest.raises(ConfigurationError, match="epoch is not drawn over the batch size"):
         grid.figure4(along="batch_size", per="epoch")
 
 

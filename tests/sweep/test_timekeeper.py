@@ -382,7 +382,7 @@ def test_rounds_of_an_earlier_sweep_are_no_part_of_what_more_would_buy(tmp_path,
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
     assert "would be about 50% narrower" in heard[0]
     assert narrowed(heard[1]) < 0.4
-    assert "since no round narrows" not in heard[1], "rounds of an earlier sweep are the reason"
+    assert "more rounds cannot halve it" not in heard[1], "rounds of an earlier sweep are the reason"
 
 
 def narrowed(text):
@@ -399,7 +399,7 @@ def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, pro
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
     assert "narrower" in heard[0]
     assert narrowed(heard[0]) < 0.45
-    reasons = ("since no round narrows what processes differ by", "processes differ from each other by more")
+    reasons = ("more rounds cannot halve it", "processes differ from each other by more")
     assert sum(text in heard[0] for text in reasons) == 1
     assert "processes differ from each other by more than their rounds do" in heard[1]
 

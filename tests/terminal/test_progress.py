@@ -116,6 +116,9 @@ def test_a_failure_is_printed_in_brief_since_the_end_has_it_in_full():
     full = "model 'my:net' fails in a step: ValueError: no such head (my.py:7 in forward) - call the network in Python"
     failed = make_record("my:net", 2, status="error").model_copy(update={"message": full})
     assert lines_of(failed)[0].endswith(": error, ValueError: no such head")
+    making = "model 'my:net' cannot be made: FileNotFoundError: vocab - small.txt (my.py:7 in net) - it is called so"
+    not_made = failed.model_copy(update={"message": making})
+    assert lines_of(not_made)[0].endswith(": error, FileNotFoundError: vocab - small.txt")
     long = failed.model_copy(update={"message": f"the process ended: {'x' * 200} - try again"})
     assert lines_of(long)[0].endswith(f"{'x' * 40}…")
     full_disk = failed.model_copy(update={"status": "oom", "message": full})
