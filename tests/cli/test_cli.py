@@ -645,7 +645,7 @@ def test_a_sweep_ends_well_and_says_what_it_did(sweep):
 def test_a_sweep_leaves_a_report(sweep):
     home, _, _ = sweep
     folder = home / "reports" / "tiny"
-    names = {path.name for path in folder.iterdir()} - {".lock"}
+    names = {path.name for path in folder.iterdir()} - {".lock", ".drawn.json"}
     figures = {f"figure{number}.{kind}" for number in (3, 4) for kind in ("svg", "png", "pdf")}
     assert names == {"plan.json", "environment.json", "records.jsonl", "slopes.csv", "index.html"} | figures
     records = Report(folder).records
