@@ -22,7 +22,7 @@ _LIBRARIES = ("matplotlib", "plotly", "pandas", "numpy", "scipy")
 
 
 def source_digest(folder: Path, plan: Plan | None, options: Mapping[str, Any]) -> str:
-    """The digest of all that the drawings of a report are made from: its files, the options, and this version of the program.
+    """The digest of all that drawings are made from: sizes and times of a report's files, the options, and this program.
 
     The command of the plan is left out, since a command that resumes a report is another one than that which began it.
 
@@ -36,9 +36,8 @@ def source_digest(folder: Path, plan: Plan | None, options: Mapping[str, Any]) -
     known.update(json.dumps([str(folder.resolve()), request, dict(options)], sort_keys=True, default=str).encode())
     for path in (folder / RECORDS, folder / ROUNDS, folder / ENVIRONMENT, *sorted(folder.rglob(TIMELINE))):
         with contextlib.suppress(OSError):
-            content = path.read_bytes()
-            known.update(f"\n{path.relative_to(folder)} {len(content)}\n".encode("utf-8", "surrogateescape"))
-            known.update(content)
+            # Records only grow, and a sweep reads them once at most: their size and time are enough.
+            known.update(f"\n{path.relative_to(folder)} {_state_of(path)}\n".encode("utf-8", "surrogateescape"))
     return known.hexdigest()
 
 
