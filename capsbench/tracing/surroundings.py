@@ -1,5 +1,6 @@
 """Parts of torch that behave differently while a step is followed on tensors without values."""
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -91,16 +92,23 @@ def whole_inputs() -> AbstractContextManager[None]:
 
 def added_biases() -> AbstractContextManager[None]:
     """Let a linear layer add its bias in place to the product of a matrix that is not contiguous, as it does with values."""
-    real: Any = torch.nn.functional.linear
+    return replaced(torch.nn.functional, "linear", _linear)
 
-    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        flat = input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
-        if bias is None or flat or torch.is_autocast_enabled(input.device.type):
-            out: Tensor = real(input, weight, bias)
-            return out
-        return torch.matmul(input, weight.t()).add_(bias)
 
-    return replaced(torch.nn.functional, "linear", linear)
+_real_linear: Any = torch.nn.functional.linear
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    flat = input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
+    if bias is None or flat or torch.is_autocast_enabled(input.device.type):
+        out: Tensor = _real_linear(input, weight, bias)
+        return out
+    return torch.matmul(input, weight.t()).add_(bias)
+
+
+# A network that is compiled by TorchScript meanwhile has torch's own operator.
+_builtins: Any = importlib.import_module("torch.jit._builtins")
+_builtins._register_builtin(_linear, "aten::linear")
 
 
 def lengths_as_numbers() -> AbstractContextManager[None]:
