@@ -642,7 +642,7 @@ RAISED = {
     "lazily_misfit": ("fails in a step: RuntimeError: ", "make inputs, network and loss fit each other"),
     "misfit": ("(linear.py:", "make inputs, network and loss fit each other"),
     "of_another_dtype": ("dtype", "make inputs, network and loss fit each other"),
-    "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "in Python"),
+    "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "train(module, optimizer, batch) is given Sequential, Adam, ("),
     "never": ("never calls backward", "loss.backward()"),
     "not_made": (
         "cannot be made: ValueError: 65 is not divisible by 4 (test_steps_of_cases.py:",
