@@ -27,7 +27,7 @@ from torch import nn
 
 from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.cases.factories import ModelFactory, as_module
-from capsbench.cases.foreign import settings_of
+from capsbench.cases.foreign import FACTORY_CALL, noting_call, settings_of
 from capsbench.catalog import OWN_INPUTS, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
@@ -235,7 +235,9 @@ def _traced(factory: ModelFactory, own: Mapping[str, Any], dataset: str) -> Trac
     configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
 
     def build() -> nn.Module:
-        return as_module(name, factory(spec.shape, spec.classes, blocks), spec)
+        with noting_call(FACTORY_CALL):
+            made = factory(spec.shape, spec.classes, blocks)
+        return as_module(name, made, spec)
 
     return trace_step(configuration, build=build, inside=False)
 

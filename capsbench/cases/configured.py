@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from capsbench.cases.builders import ImagesCase
 from capsbench.cases.case import CallArguments, Case, check_inputs, check_loss, described
 from capsbench.cases.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
-from capsbench.cases.foreign import make_lazy_parameters, settings_of, takes_labels
+from capsbench.cases.foreign import CASE_CALL, make_lazy_parameters, noting_call, settings_of, takes_labels
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
@@ -92,7 +92,8 @@ def build_case(configuration: Configuration, device: torch.device, factory: Mode
         )
     try:
         with nullcontext() if device.type == "cpu" else device:
-            case: object = factory(**given)
+            with noting_call(CASE_CALL):
+                case: object = factory(**given)
             if isinstance(case, Case):
                 check_loss(case)
                 check_inputs(case)

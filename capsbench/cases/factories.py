@@ -11,7 +11,15 @@ from capsbench.cases.builders import Builder, builder_of, call_builder
 from capsbench.cases.carried import carried, carry, imported_name
 from capsbench.cases.case import Case, described
 from capsbench.cases.fingerprint import Fingerprint, fingerprint
-from capsbench.cases.foreign import call_with_images, imported, make_lazy_parameters, module_of, settings_of
+from capsbench.cases.foreign import (
+    FACTORY_CALL,
+    call_with_images,
+    imported,
+    make_lazy_parameters,
+    module_of,
+    noting_call,
+    settings_of,
+)
 from capsbench.catalog import OWN_INPUTS, DatasetSpec
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.models import CapsNet, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
@@ -170,7 +178,8 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     factory = resolve_model(configuration.model)
     builder = builder_behind(configuration)
     if builder is not None:
-        made = call_builder(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
+        with noting_call(FACTORY_CALL):
+            made = call_builder(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
         return keeping_less(as_module(configuration.model, made, spec), configuration)
     options = configuration.arguments() | more
     if configuration.model not in BUILT_IN and not _names(factory, "memory"):
@@ -180,7 +189,8 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {refused}", f"leave {refused} out, or choose a model that takes it"
         )
-    made = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    with noting_call(FACTORY_CALL):
+        made = factory(spec.shape, spec.classes, configuration.blocks, **options)
     return keeping_less(as_module(configuration.model, made, spec), configuration)
 
 

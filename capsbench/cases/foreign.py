@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -203,26 +202,15 @@ def refusing_exit() -> Iterator[None]:
 FACTORY_CALL = "its factory is called with (in_shape, num_classes, blocks)"
 CASE_CALL = "it is called with its settings by name, and must return capsbench.Case(module, inputs)"
 
-_MAKERS = {"build_model": FACTORY_CALL, "build_case": CASE_CALL}
-"""Functions of this package that call a user's, and how they do."""
-_CALLING = ("capsbench.cases.configured", "capsbench.cases.factories")
 
-
-def making_error(model: str, error: BaseException, hint: str, most: int | None = None) -> ConfigurationError:
-    """The error for a network that cannot be made.
-
-    Args:
-        model: name of the network.
-        error: what its function raised.
-        hint: how the function is called.
-        most: most characters of its message.
-    """
-    return ConfigurationError(f"{making_failure(model)}{error_line(error, most)} ({error_place(error)})", hint)
-
-
-def raised_in_lazy(error: BaseException) -> bool:
-    """Return whether an error was raised by the step in which lazy layers find out their sizes."""
-    return any(frame.f_code is make_lazy_parameters.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+@contextmanager
+def noting_call(how: str) -> Iterator[None]:
+    """Note on an error of a user's function, which is called inside, how it was called: `step_error` reads it."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        error.add_note(how)
+        raise
 
 
 _MISFIT = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|positional arguments?|keyword arguments?)\b")
@@ -244,14 +232,11 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
         otherwise: what may be the reason if the step runs outside this package.
         most: most characters of its message.
     """
-    called = [
-        frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") in _CALLING
-    ]
-    # Layers that find out their sizes are made by a step, which fails as any other does.
-    made = None if raised_in_lazy(error) else next((hint for name, hint in _MAKERS.items() if name in called), None)
+    notes = getattr(error, "__notes__", ())
+    made = next((note for note in notes if note in (FACTORY_CALL, CASE_CALL)), None)
     if made is not None:
-        return making_error(model, error, made, most)
-    given = next((note for note in getattr(error, "__notes__", ()) if note.startswith(TRAIN_CALL)), None)
+        return ConfigurationError(f"{making_failure(model)}{error_line(error, most)} ({error_place(error)})", made)
+    given = next((note for note in notes if note.startswith(TRAIN_CALL)), None)
     if given is not None and isinstance(error, _MISUSED):
         return ConfigurationError(f"{step_failure(model)}{error_line(error, most)} ({error_place(error)})", given)
     misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.cases.case import Case
 from capsbench.cases.configured import build_case, classifier_case
 from capsbench.cases.factories import BUILT_IN, ModelFactory, build_model
-from capsbench.cases.foreign import CASE_CALL, FACTORY_CALL, make_lazy_parameters, making_error, raised_in_lazy, step_error
+from capsbench.cases.foreign import make_lazy_parameters, step_error
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
@@ -247,7 +247,6 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
         case = _built(
             configuration.model,
             lambda: build_case(configuration, device, factory),
-            CASE_CALL,
             with_values=lambda: build_case(configuration, torch.device("cpu"), factory),
         )
         memory: Memory = {}
@@ -272,7 +271,6 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
         model = _built(
             configuration.model,
             build or (lambda: build_model(configuration)),
-            FACTORY_CALL,
         )
         case = classifier_case(configuration, made_fake(model, device, follow.values), batch)
     note_scripted(case.module, follow.kind, follow.notes)
@@ -335,13 +333,12 @@ def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Me
     return moved.requires_grad_(tensor.requires_grad)
 
 
-def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callable[[], T] | None = None) -> T:
+def _built(model: str, build: Callable[[], T], *, with_values: Callable[[], T] | None = None) -> T:
     """The network, or case, on shapes; a constructor that needs values gets them, and only the shapes are kept.
 
     Args:
         model: name of the model, for errors.
         build: makes it.
-        hint: advice if it cannot be made.
         with_values: makes it where tensors have values, which no device but a CPU may hold; by default `build`.
     """
     try:
@@ -355,9 +352,7 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:
-            if raised_in_lazy(error):
-                raise step_error(model, error, most=_LONGEST_REASON) from error
-            raise making_error(model, error, hint, _LONGEST_REASON) from error
+            raise step_error(model, error, most=_LONGEST_REASON) from error
 
 
 def _traced(follow: Follow, workload: Workload, *, inference: bool, by_module: bool) -> TracedStep:
