@@ -140,10 +140,17 @@ def test_a_model_beside_the_command(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["no_such_module_anywhere:make", "own_models:missing", "own_models:", ":make", "own_models:Scores.nothing"]
+    ("name", "hint"),
+    [
+        ("no_such_module_anywhere:make", "package.module:name"),
+        (":make", "package.module:name"),
+        ("own_models:missing", "name one of CapsuleOutput, "),
+        ("own_models:", "name one of CapsuleOutput, "),
+        ("own_models:Scores.nothing", "name one of forward"),
+    ],
 )
-def test_a_model_that_cannot_be_imported(name):
-    assert "package.module:name" in refused(name, resolve_model, name)
+def test_a_model_that_cannot_be_imported(name, hint):
+    assert hint in refused(name, resolve_model, name)
 
 
 def test_an_unknown_name_lists_the_known():

@@ -38,6 +38,7 @@ from capsbench.stats.linearity import (
     ROUNDING_BYTES,
     Shape,
     bytes_are_linear,
+    flat_times_are_linear,
     shape_of,
     times_are_linear,
     turns_are_linear,
@@ -321,4 +322,7 @@ def _found(points: Points, metric: Metric, kind: SeriesKind) -> LineFit:
         return LineFit(fit, linear).bent(curve, blocks, values)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
     slope, intercept = (interval(fit.slope, half_width(errors.slope)), interval(fit.intercept, half_width(errors.intercept)))
-    return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
+    found = LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
+    if found.shape == "no change measurable" and not metric.is_bytes and not flat_times_are_linear(blocks, values):
+        return replace(found, linear=False)
+    return found

@@ -18,6 +18,10 @@ ROUNDING_BYTES = 512.0
 BENT_BY_CHANCE = 0.01
 _FEWEST_DEPTHS = 5
 
+FLAT_BY_CHANCE = 0.1
+"""Probability below which three or four times that rise or fall throughout are no line, if their line has no slope to speak of:
+times that grow tenfold must not be called without a measurable change because a curve through them makes the interval wide."""
+
 APART = 0.1
 """Standard deviation of the time of a step among processes that ran one after the other, as a share of it: what ratios of two
 such processes vary by on machines that others use too. It is the measure where nothing in a series shows its scatter."""
@@ -73,20 +77,33 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
     if depths >= _FEWEST_DEPTHS:
         spare = blocks.size - 3
         return _chance(_squares(blocks, values, 1), _squares(blocks, values, 2), 1, spare) >= BENT_BY_CHANCE
+    return depths < 3 or not _steady(blocks, values) or _apart_by_chance(blocks, values, BENT_BY_CHANCE)
+
+
+def flat_times_are_linear(blocks: Floats, values: Floats) -> bool:
+    """Return whether times whose line has no measurable slope lie on it, by a stricter test than that of other lines.
+
+    It is for single values at three or four depths that rise or fall throughout, and true of all others (`FLAT_BY_CHANCE`).
+    """
+    few = 2 < blocks.size < _FEWEST_DEPTHS and np.unique(blocks).size == blocks.size
+    return not few or not _steady(blocks, values) or _apart_by_chance(blocks, values, FLAT_BY_CHANCE)
+
+
+def _steady(blocks: Floats, values: Floats) -> bool:
+    """Return whether values rise throughout, or fall."""
     steps = np.diff(values[np.argsort(blocks)])
-    steady = (steps > 0).all() or (steps < 0).all()
-    return depths < 3 or not steady or _apart_by_chance(blocks, values)
+    return bool((steps > 0).all() or (steps < 0).all())
 
 
-def _apart_by_chance(blocks: Floats, values: Floats) -> bool:
-    """Return whether usual differences between processes explain the distances of times from their line."""
+def _apart_by_chance(blocks: Floats, values: Floats, least: float) -> bool:
+    """Return whether usual differences between processes explain the distances of times from their line, with at least this p."""
     if values.min() <= 0:
         return True
     # As noise is a share of a time, so are the distances that the line makes small: else noise of large times bends it.
     fitted = np.polynomial.Polynomial.fit(blocks, values, 1, w=1 / values)(blocks)
     shares = (values - fitted) / noise_levels(fitted, values)
     lack = float((shares**2).sum()) / (blocks.size - 2)
-    return float(stats.f.sf(lack / APART**2, blocks.size - 2, _APART_DEGREES)) >= BENT_BY_CHANCE
+    return float(stats.f.sf(lack / APART**2, blocks.size - 2, _APART_DEGREES)) >= least
 
 
 def turns_are_linear(positions: Floats, rounds: Floats, deviation: float, lasting: StandardError | None = None) -> bool | None:

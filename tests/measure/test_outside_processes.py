@@ -157,7 +157,7 @@ def test_a_misspelt_function_is_answered_with_the_nearest(command, own_model):
     name = own_model(source())
     for asked in ("predict --device cpu --models", "timeline --device cpu:predicted --model"):
         result = command(*asked.split(), name.removesuffix("make") + "mak")
-        assert_refused(result, "has no attribute 'mak'\n", "did you mean make? If not, name it package.module:name")
+        assert_refused(result, "has no attribute 'mak'\n", "did you mean make? If not, name one of ")
 
 
 @pytest.mark.slow

@@ -298,6 +298,22 @@ def test_times_over_four_lengths_that_grow_tenfold_are_not_without_a_measurable_
     assert row(table, "train")["shape"] == "not a line"
 
 
+def test_times_over_four_lengths_of_attention_are_not_without_a_measurable_change():
+    lengths = np.array([64.0, 128.0, 256.0, 512.0])
+    found = slopes(make_frame(timed([[step] * 9 for step in 1e-3 + 12e-6 * lengths + 5e-8 * lengths**2])))
+    assert row(found, "train")["shape"] == "not a line"
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 20.0])
+def test_few_times_with_usual_noise_are_seldom_called_bent_in_a_table(start):
+    random, shapes = np.random.default_rng(14), []
+    for _ in range(100):
+        times = (start + np.arange(1, 5)) * np.maximum(1 + 0.1 * random.normal(size=4), 0.1)
+        shapes.append(row(slopes(make_frame(timed([[step] * 9 for step in times]))), "train")["shape"])
+    assert shapes.count("not a line") <= 6
+    assert {"line", "no change measurable"} >= set(shapes) - {"not a line"}
+
+
 def test_the_table_of_slopes_says_which_times_are_no_line():
     table = slopes(make_frame([*timed([[0.1 + 0.01 * blocks**2] * 9 for blocks in range(6)]), *timed([[0.1]] * 6, "capsnet")]))
     assert not row(table, "train")["linear"]
