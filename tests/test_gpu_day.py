@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(tmp_path):
     )
     wait_for(lambda: (tmp_path / "child.pid").exists() and (tmp_path / "child.pid").read_text())
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == "interrupted: what was measured is kept, and the same command resumes\n"
     assert is_gone(int((tmp_path / "child.pid").read_text()))
