@@ -81,17 +81,17 @@ class Report(ReportFolder):
 
     @property
     def cross_terms(self) -> "pd.DataFrame":
-        """The costs that the axes of a grid share, such as bytes per block and sample (`capsbench.stats.surface.cross_terms`).
+        """The costs that the axes of a grid share, such as bytes per block and sample (`capsbench.stats.grid_costs.cross_terms`).
 
         Raises:
             StoreError: the folder holds no record that can be read.
         """
-        from capsbench.stats.surface import cross_terms
+        from capsbench.stats.grid_costs import cross_terms
 
         return cross_terms(self.frame)
 
     def at(self, **positions: float) -> "pd.DataFrame":
-        """Predict every cost at a point that need not have been measured (`capsbench.stats.surface.predicted_at`).
+        """Predict every cost at a point that need not have been measured (`capsbench.stats.grid_costs.predicted_at`).
 
         Args:
             positions: position on each axis, such as `blocks=16, batch_size=256`.
@@ -100,7 +100,7 @@ class Report(ReportFolder):
             StoreError: the folder holds no record that can be read.
             ConfigurationError: no record lies on one of these axes, all lie at one position of it, or a position is impossible.
         """
-        from capsbench.stats.surface import predicted_at
+        from capsbench.stats.grid_costs import predicted_at
 
         return predicted_at(self.frame, positions)
 

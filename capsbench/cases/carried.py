@@ -1,7 +1,8 @@
 """Functions that no other process can import, carried to the processes that measure them.
 
 A function of a script, of a notebook, or inside another function is pickled by value into a folder of this process. The
-processes that it starts find the folder in their environment, and the function in it by its own name.
+processes that it starts find the folder in their environment, and the function in it by its own name. They also look for modules
+where this process does: next to its script, and in folders that it has added to `sys.path`.
 """
 
 import atexit
@@ -23,6 +24,9 @@ from capsbench.system.durable import replacing
 
 FUNCTIONS_FOLDER = "CAPSBENCH_FUNCTIONS"
 """Variable of the environment that names the folder."""
+
+SEARCH_PATH = "CAPSBENCH_SEARCH_PATH"
+"""Variable of the environment that names the folders in which the process that sent functions looks for modules."""
 
 _LONGEST_REASON = 200
 
@@ -47,6 +51,18 @@ def imported_name(function: Callable[..., Any]) -> str | None:
         return f"{function.__module__}:{name}" if attrgetter(name)(module) is function else None
     except AttributeError:
         return None
+
+
+def share_search_path() -> None:
+    """Let the processes that this one starts find the modules that it can import."""
+    os.environ[SEARCH_PATH] = os.pathsep.join(str(Path(entry or ".").absolute()) for entry in sys.path)
+
+
+def extend_search_path() -> None:
+    """Look for modules where the process looks that sent functions here, last, so that nothing of this one's is hidden."""
+    for entry in os.environ.get(SEARCH_PATH, "").split(os.pathsep):
+        if entry and entry not in sys.path:
+            sys.path.append(entry)
 
 
 def carry(function: Callable[..., Any]) -> str:
@@ -87,6 +103,7 @@ def carried(name: str) -> Carried | None:
     path = None if folder is None or not name.isidentifier() else _file(Path(folder), name)
     if path is None or not path.is_file():
         return None
+    extend_search_path()
     try:
         return pickle.loads(path.read_bytes())  # noqa: S301  (written by the process that started this one)
     except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 from torch import nn
 
 from capsbench.cases.builders import Builder, builder_of, call_builder
-from capsbench.cases.carried import carried, carry, imported_name
+from capsbench.cases.carried import carried, carry, imported_name, share_search_path
 from capsbench.cases.case import Case, described
 from capsbench.cases.fingerprint import Fingerprint, fingerprint
 from capsbench.cases.foreign import (
@@ -88,6 +88,7 @@ def name_of(factory: ModelFactory) -> str:
             f"`models` has {described(factory)}, not a function: a sweep makes the network again for each cell",
             f"give the function that makes it{', or ask capsbench.estimate for the bytes of this one alone' if is_one else ''}",
         )
+    share_search_path()
     found = imported_name(factory)
     if found is not None:
         return found

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from capsbench.cases.carried import extend_search_path
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, error_line, error_place, making_failure, step_failure, suggesting
 from capsbench.system.paths import anchored, expanded, start
@@ -72,6 +73,7 @@ def imported(name: str, path: str) -> Any:
     if "" not in sys.path and str(start()) not in sys.path:
         # A user's module usually lies in the working directory, which comes last so that it hides no installed package.
         sys.path.append(str(start()))
+    extend_search_path()
     try:
         with _importing(name):
             target: object = importlib.import_module(module)

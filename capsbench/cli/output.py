@@ -108,7 +108,7 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", axis: str | None 
         as_json: whether as JSON.
     """
     from capsbench.frame import AXIS_COLUMN
-    from capsbench.stats.surface import cross_terms
+    from capsbench.stats.grid_costs import cross_terms
     from capsbench.terminal.tables import cross_terms_table, peak_note, slopes_table
 
     if as_json:
@@ -147,7 +147,7 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
     """Print costs at a point on standard output, as a table or as JSON.
 
     Args:
-        table: result of `capsbench.stats.surface.predicted_at`.
+        table: result of `capsbench.stats.grid_costs.predicted_at`.
         at: the point.
         as_json: whether as JSON.
     """

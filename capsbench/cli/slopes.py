@@ -44,8 +44,8 @@ def command(
       capsbench slopes reports/length --basis length=1,n,n²
     """
     from capsbench.frame import frame_of
+    from capsbench.stats.grid_costs import predicted_at
     from capsbench.stats.slopes import fitted_slopes
-    from capsbench.stats.surface import predicted_at
     from capsbench.terminal.latex import slopes_latex
 
     if latex and (as_json or at is not None):

@@ -5,7 +5,7 @@ would on a CPU, and nothing is allocated. Below them a dispatch mode sees each o
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -27,6 +26,8 @@ from capsbench.tracing.cuda_forms import CudaForms
 from capsbench.tracing.fake_cuda import Capability
 from capsbench.tracing.fakes import Shapes
 from capsbench.tracing.flops import register_formulas
+from capsbench.tracing.in_backward import sums_gradients, written_in_place
+from capsbench.tracing.kept_numbers import KeptNumbers, may_have_node
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
@@ -68,25 +69,8 @@ _READ_IN_BACKWARD = {
 }  # fmt: skip
 """Operators whose derivatives look for zeros, or for all places of an extreme."""
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
-_KEEP_NUMBERS = {getattr(torch.ops.aten, name).Tensor for name in ("mul", "mul_", "div", "div_")}
-"""Operators whose nodes keep, as a tensor, the number that a tensor is multiplied with, or divided by."""
 _WITHOUT_MEMORY = {torch.ops.aten._efficientzerotensor}
 """Operators whose tensors have no memory anywhere: the zeros of derivatives in forward mode."""
-_NEW_ZEROS = ("aten::new_zeros", "aten::zeros", "aten::zeros_like")
-_WRITTEN_INTO = {
-    getattr(getattr(torch.ops.aten, name), overload): (getattr(getattr(torch.ops.aten, f"{name}_"), overload), bases)
-    for names, bases in {
-        ("index_add", "index_fill", "index_put", "masked_scatter", "put", "scatter", "scatter_add"): _NEW_ZEROS,
-        ("masked_fill",): ("aten::where",),
-    }.items()
-    for name in names
-    for overload in getattr(torch.ops.aten, name).overloads()
-    if overload in getattr(torch.ops.aten, f"{name}_").overloads()
-}
-"""Operators by which torch's own backward writes into a new tensor where it is not followed.
-
-Each has the form that writes, and the operators that make such a tensor.
-"""
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
 """Shapes of the states of generators on a CPU and on CUDA."""
 
@@ -180,10 +164,8 @@ class Follow(Operators):
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch and kind == "cpu"
         self._sparse = SparseTensors(self.values, self.unsure)
-        self._numbers: dict[int, int] = {}
-        """The block reserved for the number that an autograd node may keep, by the node's number."""
-        self._evaluated_again = set[int]()
-        """Nodes of these that backward made, as a checkpoint does, and that nobody has looked at yet, by their numbers."""
+        self.numbers = KeptNumbers(self.blocks)
+        """The numbers that nodes keep as tensors, if the step is for a CPU."""
         self._reads = 0
         self._indices = False
         """True while whole numbers keep their values."""
@@ -195,29 +177,6 @@ class Follow(Operators):
         """The work of every operator so far."""
         self._recordings: dict[str, tuple[Recording, int, list[Work]]] = {}
         """Events, floating-point operations and work of operators written in torch."""
-
-    def follow_numbers(self, nodes: Iterable[Any]) -> None:
-        """Follow the numbers that nodes of a graph keep as tensors: no operator makes them, but a CPU's allocator does."""
-        for node in nodes:
-            # Asking other nodes what they keep could start a checkpoint's evaluation.
-            block = self._numbers.get(node._sequence_nr())
-            number = None if block is None else getattr(node, "_saved_other", None)
-            if block is not None and isinstance(number, Tensor):
-                self.blocks.fill(block, number)
-
-    def _is_kept(self, node: int) -> bool:
-        """Return whether a node keeps a number as a tensor."""
-        return node in self._numbers and self.blocks.bytes_of_event[self._numbers[node]] > 0
-
-    def _follow_evaluated_again(self, call: Call) -> None:
-        """Follow the numbers of nodes that backward made, once an operator takes what they returned."""
-        nodes: dict[int, Any] = {}
-        for one in call.tensors:
-            with suppress(RuntimeError):  # torch refuses to say what made some views
-                nodes |= {} if one.grad_fn is None else {one.grad_fn._sequence_nr(): one.grad_fn}
-        found = self._evaluated_again & nodes.keys()
-        self._evaluated_again -= found
-        self.follow_numbers(nodes[number] for number in found)
 
     @contextmanager
     def rebuilding_buckets(self) -> Iterator[None]:
@@ -251,12 +210,10 @@ class Follow(Operators):
             self.blocks.operator = outside
 
     def _run(self, call: Call) -> Any:
-        if call.tensors and all(_is_random_state(one) for one in call.tensors):
+        with_values = self._with_values(call)
+        if with_values is not None:
             with unset_fake_temporarily():
-                return call.run()
-        if self._indices and _is_of_indices(call):
-            with unset_fake_temporarily():
-                return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs).run()
+                return with_values.run()
         if call.packet is torch.ops.aten.lift_fresh and not isinstance(call.tensors[0], FakeTensor):
             # These are numbers of which `torch.tensor` makes one.
             lifted = self.values.stand_in(call.tensors[0], call.tensors[0].device)
@@ -265,8 +222,9 @@ class Follow(Operators):
         given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
-        call = self._in_place(call)
-        self._expect_number(call)
+        call = written_in_place(call, self.blocks)
+        if self.kind == "cpu":
+            self.numbers.expect(call)
         traits = call.traits
         if Trait.ONE_DTYPE in traits:
             _check_dtypes(call)
@@ -284,38 +242,20 @@ class Follow(Operators):
             return self._packed(*call.args)
         return self._with_sparse(call) if self._sparse.has(call) else self._made(call)
 
+    def _with_values(self, call: Call) -> Call | None:
+        """The call of an operator that is run as it is, since the program needs what it returns; None of any other."""
+        if call.tensors and all(_is_random_state(one) for one in call.tensors):
+            return call
+        if self._indices and _is_of_indices(call):
+            return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs)
+        return None
+
     def _with_sparse(self, call: Call) -> Any:
         """Run an operator on sparse tensors, whose parts are followed."""
         out, nbytes = self._sparse.run(call, self.blocks.follow)
         if nbytes and self._try_scratch:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
         return out
-
-    def _expect_number(self, call: Call) -> None:
-        """Make room in the log of memory for a number that the node of this operator may keep."""
-        if self._evaluated_again:
-            self._follow_evaluated_again(call)
-        has_number = any(isinstance(one, int | float | complex) for one in call.args)
-        if self.kind == "cpu" and has_number and _may_have_node(call):
-            # The node of this operator is the last one that was made, unless it is one that has none, such as a comparison.
-            node = torch._C._autograd._get_sequence_nr() - 1
-            if node not in self._numbers:
-                self._numbers[node] = self.blocks.add(0)
-                if current_node() != -1:
-                    self._evaluated_again.add(node)
-
-    def _in_place(self, call: Call) -> Call:
-        """The call that torch makes in place of one by which a node of its own changes a new tensor: it writes into it.
-
-        Where operators are followed, the backward of an index, of a maximum and of others makes a second tensor.
-        """
-        found = _WRITTEN_INTO.get(call.func)
-        if found is None or current_node() == -1 or not _is_called_by_engine(call.tensors[0]):
-            return call
-        written_into, bases = found
-        makers = {(name, current_node()) for name in bases}
-        own = any(self.blocks.made_by[block] in makers for block in self.blocks.blocks_of(call.tensors[:1]))
-        return Call(written_into, call.args, call.kwargs) if own else call
 
     def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """Packed sequences without values, and the sizes of their batches with values."""
@@ -393,14 +333,14 @@ class Follow(Operators):
         if is_collective(call):
             self.blocks.tag("communication", call.tensors)
         self._note_assumptions(call, out)
-        if _sums_gradients(call):
+        if sums_gradients(call):
             self.blocks.follow_sum(call.tensors[0], out)
         self._take_scratch(call)
         return out
 
     def _note_assumptions(self, call: Call, out: Any) -> None:
         """Note what is assumed of the outcome of an operator, and of its derivative."""
-        if (_may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call):
+        if (may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call):
             self.unsure[_OTHER_WAY.format(f"the derivative of {call.packet}")] = None
         if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
             self._true[out] = True
@@ -489,13 +429,12 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if self.kind == "cpu":
             nbytes = collective_bytes(call) or nbytes
-        if self.kind == "cpu" and Trait.INDEXES in call.traits and not _fills(call):
-            nbytes = (nbytes or 0) + sum(self.values.chosen_bytes(one) for one in call.args[1])
-        if self.kind == "cpu":
+            if Trait.INDEXES in call.traits and not _fills(call):
+                nbytes = (nbytes or 0) + sum(self.values.chosen_bytes(one) for one in call.args[1])
             numbers = numbers_bytes(call)
             nbytes = max(nbytes or 0, numbers)
-            if numbers and call.func in _KEEP_NUMBERS and (_may_have_node(call) or self._is_kept(current_node())):
-                nbytes -= _kept_bytes(call)  # which a node keeps, as `follow_numbers` finds
+            if numbers:
+                nbytes -= self.numbers.bytes_of(call)
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
 
@@ -538,16 +477,6 @@ def _fills(call: Call) -> bool:
     return len(given) == 1 and _is_mask(given[0])
 
 
-def _kept_bytes(call: Call) -> int:
-    """Bytes of the tensor that a node keeps of the number among arguments."""
-    return torch.complex128.itemsize if any(isinstance(one, complex) for one in call.args) else torch.float64.itemsize
-
-
-def _may_have_node(call: Call) -> bool:
-    """Return whether autograd may have made a node for an operator."""
-    return torch.is_grad_enabled() and bool(call.tensors) and call.tensors[0].requires_grad
-
-
 def _fills_with_gradient(call: Call) -> bool:
     """Return whether a number that needs a gradient is written wherever a mask is true: the derivative chooses by the mask."""
     filled = call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
@@ -557,27 +486,6 @@ def _fills_with_gradient(call: Call) -> bool:
 def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:
     """Indices by which a mask chooses no element, one for each of its dimensions."""
     return [] if mask is None else [torch.empty(0, dtype=torch.int64, device=mask.device) for _ in range(mask.dim())]
-
-
-def _sums_gradients(call: Call) -> bool:
-    """Return whether autograd itself, not the backward of an operator, adds to a gradient of a tensor that was used twice.
-
-    A view, such as the gradient of a transposed weight, shares its memory with its base, so that nothing is added to it in place.
-    """
-    if call.func is not torch.ops.aten.add.Tensor or current_node() == -1 or torch.is_grad_enabled():
-        return False
-    return _is_called_by_engine(call.tensors[0])
-
-
-def _is_called_by_engine(first: Tensor) -> bool:
-    """Return whether autograd's engine, not a function in Python, calls the operator that is running, and not on a view."""
-    if first._is_view():
-        return False
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not Operators.__torch_dispatch__.__code__:
-        frame = frame.f_back
-    caller = None if frame is None else frame.f_back
-    return caller is None or caller.f_code is _engine_run_backward.__code__
 
 
 def _is_random_state(tensor: Tensor) -> bool:

@@ -438,7 +438,7 @@ class _Following(GradientObserver):
         self.work[name] = self._follow.work[done:]
 
     def before_backward(self, roots: Sequence[Tensor]) -> None:
-        self._follow.follow_numbers(nodes_of(roots))
+        self._follow.numbers.follow(nodes_of(roots))
 
     def after_forward(self, roots: Sequence[Tensor]) -> None:
         super().after_forward(roots)

@@ -101,6 +101,20 @@ def test_a_script_measures_its_own_function_and_resumes(tmp_path, run_fork):
 
 
 @pytest.mark.slow
+def test_a_script_in_another_folder_measures_a_function_of_a_module_next_to_it(tmp_path):
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "own_nets.py").write_text(CELL, encoding="utf-8")
+    calls = 'capsbench.run([own_nets.tiny, here], depths=1, only="memory", device="cpu", out="mine")'
+    script = f"import capsbench\nimport own_nets\n\ndef here(blocks=1):\n    return own_nets.tiny(blocks)\n\n{calls}\n"
+    (experiments / "script.py").write_text(script, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "experiments/script.py"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    found = {one.cell.configuration.model: (one.status, one.message) for one in Report(tmp_path / "mine").records}
+    assert found == {"own_nets:tiny": ("ok", None), "here": ("ok", None)}
+
+
+@pytest.mark.slow
 def test_a_cell_measures_its_own_function_and_resumes(tmp_path):
     tiny = cells(CELL)["tiny"]
     report = capsbench.run([tiny], depths="1,2", only="memory", device="cpu", out=tmp_path / "mine")

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from capsbench.errors import ConfigurationError
 from capsbench.report import Report
-from capsbench.stats.surface import errors_of_turns, fit_surface, relative_to_each_other
+from capsbench.stats.grid_costs import errors_of_turns, relative_to_each_other
+from capsbench.stats.surface import fit_surface
 from capsbench.stats.turn_times import CommonRounds
 from capsbench.terminal.tables import estimates_table
 from helpers.made import make_grid_in_turn, make_varied

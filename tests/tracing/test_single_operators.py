@@ -124,7 +124,7 @@ def follow(function: Function) -> list[tuple[int, int]]:
         first = blocks.events()
         out = function(y)
         between = blocks.events()
-        followed.follow_numbers(nodes_of([out]))
+        followed.numbers.follow(nodes_of([out]))
         gradient = torch.ones_like(out)
         second = blocks.events()
         out.backward(gradient)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capsbench.cases.carried import FUNCTIONS_FOLDER
+from capsbench.cases.carried import FUNCTIONS_FOLDER, SEARCH_PATH
 from capsbench.measure.variables import SETTING_VARIABLES
 from capsbench.system.paths import start
 
@@ -46,6 +46,7 @@ def packed(files: Iterable[str]) -> str:
             "roots": [str(Path(entry).resolve()) for entry in sys.path if entry],
             "path": [str((folder / entry).resolve()) for entry in _entries(os.environ)],
             "settings": settings,
+            "search": os.environ.get(SEARCH_PATH, ""),
         },
         sort_keys=True,
     )
@@ -77,6 +78,8 @@ def unpacked(text: str, given: Mapping[str, str]) -> Unpacked:
     search = dict.fromkeys([*(str(path) for path in paths if path.is_dir()), *_entries(given)])
     kept = {name: value for name, value in given.items() if name in _OF_THE_NODE or not SETTING_VARIABLES.fullmatch(name)}
     variables = kept | belongings["settings"] | {FUNCTIONS_FOLDER: str(laid_out / _FUNCTIONS)}
+    if there and belongings["search"]:
+        variables[SEARCH_PATH] = belongings["search"]
     variables.pop("PYTHONPATH", None)
     if search:
         variables["PYTHONPATH"] = os.pathsep.join(search)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from capsbench.cases.carried import FUNCTIONS_FOLDER
+from capsbench.cases.carried import FUNCTIONS_FOLDER, SEARCH_PATH
 from capsbench.sweep.launchers.belongings import packed, unpacked
 
 MODULE = "from helper_of_mine import width\n\ndef make(*_):\n    return width()\n"
@@ -63,6 +63,13 @@ def test_a_machine_with_the_same_files_measures_in_the_driver_s_folder(project):
     found = unpacked(packed(project.files), {"PATH": os.environ["PATH"]})
     assert found.folder == project.folder.resolve()
     assert imports(found, SEES) == "7 3\n"
+
+
+def test_folders_of_modules_are_searched_where_they_are_there(project, monkeypatch):
+    monkeypatch.setenv(SEARCH_PATH, "/somewhere/else")
+    belongings = packed(project.files)
+    assert unpacked(belongings, {}).variables[SEARCH_PATH] == "/somewhere/else"
+    assert SEARCH_PATH not in unpacked(moved(belongings, project), {}).variables
 
 
 def test_a_machine_without_the_files_gets_them(project):
