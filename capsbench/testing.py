@@ -48,6 +48,7 @@ from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.typed_values import Setting
 from capsbench.words.along import number_text, places_text
 from capsbench.words.modules import OUTSIDE
+from capsbench.words.slopes_in_words import INEXACT
 from capsbench.words.units import bytes_text
 
 
@@ -97,8 +98,8 @@ class MemorySlope:
 
     @property
     def in_words(self) -> str:
-        """The terms in words: `16 B per token and 96 B per pair of tokens`."""
-        return " and ".join(f"{bytes_text(nbytes)} {unit}" for unit, nbytes in self.terms.items())
+        """The terms in words: `16 B per token and 96 B per pair of tokens`; a ≈ marks terms that `notes` make inexact."""
+        return INEXACT * bool(self.notes) + " and ".join(f"{bytes_text(nbytes)} {unit}" for unit, nbytes in self.terms.items())
 
     @property
     def depths(self) -> tuple[float, ...]:

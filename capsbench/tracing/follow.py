@@ -40,6 +40,7 @@ from capsbench.tracing.surroundings import (
     deep_copies,
     initial_values,
     lengths_as_numbers,
+    linear_in_place,
     offloading,
     random_states,
     replaced,
@@ -234,10 +235,7 @@ class Follow(Operators):
             self.blocks.add(self._workspace)
             self._workspace = 0
         if is_composite(call.func):
-            # Autograd has taken it apart by now, except under inference mode, and inside an operator written in torch. The form
-            # in Python that some have would make other tensors than devices do. Tensors with values keep them: it may read those.
-            with self:
-                return call.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *given.args, **given.kwargs)
+            return self._taken_apart(given)
         if call.packet is PACK:
             return self._packed(*call.args)
         return self._with_sparse(call) if self._sparse.has(call) else self._made(call)
@@ -249,6 +247,18 @@ class Follow(Operators):
         if self._indices and _is_of_indices(call):
             return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs)
         return None
+
+    def _taken_apart(self, given: Call) -> Any:
+        """Run an operator that is made of others.
+
+        Autograd has taken it apart by now, except under inference mode, and inside an operator written in torch. The form in
+        Python that some have would make other tensors than devices do. Tensors with values keep them: it may read those.
+        """
+        with self:
+            out = linear_in_place(*given.args, **given.kwargs) if given.packet is torch.ops.aten.linear else None
+            if out is not None:
+                return out
+            return given.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *given.args, **given.kwargs)
 
     def _with_sparse(self, call: Call) -> Any:
         """Run an operator on sparse tensors, whose parts are followed."""

@@ -99,11 +99,16 @@ _real_linear: Any = torch.nn.functional.linear
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-    flat = input.dim() < _DIMENSIONS_OF_SCORES or input.is_contiguous()
-    if bias is None or flat or torch.is_autocast_enabled(input.device.type):
-        out: Tensor = _real_linear(input, weight, bias)
-        return out
-    return torch.matmul(input, weight.t()).add_(bias)
+    out: Tensor | None = linear_in_place(input, weight, bias)
+    return _real_linear(input, weight, bias) if out is None else out
+
+
+def linear_in_place(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The output of a linear layer that adds its bias in place; None if it makes the output in one operator."""
+    flat = values.dim() < _DIMENSIONS_OF_SCORES or values.is_contiguous()
+    if bias is None or flat or torch.is_autocast_enabled(values.device.type):
+        return None
+    return torch.matmul(values, weight.t()).add_(bias)
 
 
 # A network that is compiled by TorchScript meanwhile has torch's own operator.

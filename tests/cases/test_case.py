@@ -90,9 +90,9 @@ def seen(name: str) -> Seen:
     return Seen(step.workload, memory_figures(step), traced, predict_memory(configuration, traced).memory)
 
 
-def figures_of(name: str) -> tuple[MemoryFigures, MemoryFigures]:
+def figures_of(name: str, **settings: Any) -> tuple[MemoryFigures, MemoryFigures]:
     """The measured and the predicted figures of a case."""
-    configuration = configured(name)
+    configuration = configured(name, **settings)
     predicted = predict_memory(configuration, trace_for(configuration, inference=True)).memory
     return memory_figures(probed_step(configuration)), predicted
 
@@ -166,6 +166,17 @@ def test_a_peak_of_inference_has_weights_and_batch_but_no_optimizer():
     assert measured.optimizer_bytes > 2 * weights
     for found in (measured, predicted):
         assert (found.inference_peak_bytes, found.inference_kept_bytes) == (weights + batch + 2 * output, output)
+
+
+def gru(layers=1, length=5, both_ways=0):
+    layer = nn.GRU(24, 24, layers, batch_first=True, bidirectional=bool(both_ways))
+    return Case(layer, torch.ones(4, length, 24), loss=lambda out: out[0].sum())
+
+
+@pytest.mark.parametrize("settings", [{}, {"both_ways": 1}, {"layers": 2, "length": 8}])
+def test_inference_adds_biases_in_place_as_it_does_with_values(settings):
+    measured, predicted = figures_of(f"{__name__}:gru", **settings)
+    assert {one: getattr(predicted, one) for one in FIGURES} == {one: getattr(measured, one) for one in FIGURES}
 
 
 def test_an_inference_that_fails_leaves_a_note_and_the_training_step():

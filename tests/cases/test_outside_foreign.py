@@ -101,6 +101,7 @@ def test_a_compiled_network_is_traced_as_its_eager_form_and_is_not_exact(make):
     found = memory_slope(make, depths=(1, 2, 3), batch_size=BATCH)
     assert found.retained_per_block == found.worst_step() == PER_BLOCK
     (note,) = found.notes
+    assert found.in_words.startswith("≈ ")
     assert "torch.compile" in note
 
 
