@@ -8,6 +8,7 @@ server imports the package once, and each call is a fork of it, which costs mill
 
 import atexit
 import contextlib
+import gc
 import os
 import pickle
 import secrets
@@ -273,6 +274,9 @@ def _serve() -> None:
                 # a use of CUDA none can use CUDA.
                 with following():
                     nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
+                # What is here stays: no fork need look through it for garbage.
+                gc.collect()
+                gc.freeze()
                 warm = True
 
 

@@ -148,6 +148,7 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
     """Follow a step on the kind of device that a configuration names, in plain PyTorch."""
     capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
     with (
+        _old_objects_left_alone(),
         following(configuration.device_kind(), capability=capability, **options) as follow,
         eagerly(follow.notes),
         follow.rebuilding_buckets() if configuration.parallel == "ddp" else nullcontext(),
@@ -158,6 +159,26 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
             raise
         except (Exception, SystemExit) as error:  # a model may do anything that shapes alone cannot serve
             raise untraceable(configuration.model, error, zeros_seen=follow.zeros_seen) from error
+
+
+_FROZEN_BY_PYTHON = 1000
+"""More objects than Python itself keeps from its garbage collector."""
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """Let the garbage collector look at the objects that are made inside alone.
+
+    The packages of a process have a million objects, and looking through them takes longer than most traces.
+    """
+    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # somebody has done so for longer
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def untraceable(model: str, error: BaseException, *, zeros_seen: bool = False) -> ConfigurationError:

@@ -1,5 +1,6 @@
 """A step that is followed on shapes has the bytes that the same step has when it is run: all of them, to the byte."""
 
+import gc
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -112,6 +113,23 @@ def test_numbers_of_a_graph_that_nobody_needs_are_not_found():
 
 
 @pytest.mark.slow
+def fails(*_: object) -> nn.Module:
+    raise ValueError("no network")
+
+
+@pytest.mark.parametrize("kept_by_somebody", [False, True])
+def test_a_trace_leaves_the_garbage_collector_as_it_was(kept_by_somebody):
+    gc.freeze() if kept_by_somebody else gc.unfreeze()
+    try:
+        trace_step(small("capsnet"))
+        assert (gc.get_freeze_count() > 10_000) == kept_by_somebody
+        with pytest.raises(ConfigurationError, match="no network"):
+            trace_step(small("capsnet"), build=fails)
+        assert (gc.get_freeze_count() > 10_000) == kept_by_somebody
+    finally:
+        gc.freeze()  # as all tests have it
+
+
 def test_a_cpu_of_the_name_predicted_is_a_cpu():
     step = trace_step(small("mocapsnet", device="cpu:predicted"))
     assert_same_bytes(step, memory_figures(probed_step(small("mocapsnet"))))
