@@ -8,7 +8,6 @@ server imports the package once, and each call is a fork of it, which costs mill
 
 import atexit
 import contextlib
-import gc
 import os
 import pickle
 import secrets
@@ -36,6 +35,7 @@ from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.records import Configuration
 from capsbench.system.cores import Cores
 from capsbench.system.families import FAMILY, end_family, end_with_family, ended_words, last_words
+from capsbench.system.garbage import freeze_for_good
 from capsbench.system.paths import start, starting_here
 from capsbench.tracing.follow import following
 
@@ -274,9 +274,7 @@ def _serve() -> None:
                 # a use of CUDA none can use CUDA.
                 with following():
                     nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
-                # What is here stays: no fork need look through it for garbage.
-                gc.collect()
-                gc.freeze()
+                freeze_for_good()
                 warm = True
 
 

@@ -22,6 +22,7 @@ from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.records import Configuration, StepFigures
+from capsbench.system.garbage import old_objects_left_alone
 from capsbench.tracing.attribution import Calls, Origin, Spans, module_classes, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
@@ -148,7 +149,7 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
     """Follow a step on the kind of device that a configuration names, in plain PyTorch."""
     capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
     with (
-        _old_objects_left_alone(),
+        old_objects_left_alone(),
         following(configuration.device_kind(), capability=capability, **options) as follow,
         eagerly(follow.notes),
         follow.rebuilding_buckets() if configuration.parallel == "ddp" else nullcontext(),
@@ -159,26 +160,6 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
             raise
         except (Exception, SystemExit) as error:  # a model may do anything that shapes alone cannot serve
             raise untraceable(configuration.model, error, zeros_seen=follow.zeros_seen) from error
-
-
-_FROZEN_BY_PYTHON = 1000
-"""More objects than Python itself keeps from its garbage collector."""
-
-
-@contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """Let the garbage collector look at the objects that are made inside alone.
-
-    The packages of a process have a million objects, and looking through them takes longer than most traces.
-    """
-    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # somebody has done so for longer
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def untraceable(model: str, error: BaseException, *, zeros_seen: bool = False) -> ConfigurationError:
