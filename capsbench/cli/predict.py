@@ -39,8 +39,11 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
 @click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
+@click.option("--quick", is_flag=True, help="Predict depths 1-3 and batch 16, unless given, as 'capsbench run --quick' measures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
-def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
+def command(
+    gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, quick: bool, as_json: bool, **given: Any
+) -> int:
     """Predict the memory of a step on a GPU that you do not have.
 
     A step is followed on tensors that have shapes and no values, and its memory is replayed through a model of CUDA's
@@ -57,7 +60,7 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
       capsbench predict --models mocapsnet --vary image-size=32-96:32 --depth 4
       capsbench predict --models rescapsnet --parallel fsdp --world-size 2,8,64
     """
-    from capsbench.cli.sweeps import asked_cells, sweep, typed_axes, typed_forms
+    from capsbench.cli.sweeps import asked_cells, quick_values, sweep, typed_axes, typed_forms
 
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if device != "cpu" and given["threads"] is not None:
@@ -69,7 +72,8 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
         if given["basis"]:
             raise ConfigurationError(f"`basis` has no effect with --fit {fit}, which fits no slopes", "leave `basis` out")
     searched = None if fit in ("depth", "batch") else fit
-    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "repeats": 1}, searched=searched)
+    usual = quick_values() if quick else {}
+    cells = asked_cells(given | usual | {"device": f"{device}:predicted", "gpu": target, "repeats": 1}, usual, searched=searched)
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
     axes = typed_axes(cells, given)

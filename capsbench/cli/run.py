@@ -6,7 +6,6 @@ import click
 
 from capsbench.cli.command import Command
 from capsbench.cli.flags import BASIS_OPTION, MODEL_OPTIONS, OPEN_OPTION, SECTIONS, SWEEP_OPTIONS, cell_options
-from capsbench.cli.typed import was_left_out
 from capsbench.cli.types import OneOf
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass
@@ -41,8 +40,8 @@ def command(only: Pass | None, quick: bool, **given: Any) -> int:
       capsbench run --models mocapsnet --parallel fsdp --world-size 2 --device cpu --only memory
       capsbench run --models all --out reports/mine --resume
     """
-    from capsbench.cli.sweeps import QUICK, asked_cells, sweep_as_typed
+    from capsbench.cli.sweeps import asked_cells, quick_values, sweep_as_typed
 
-    usual = {name: value for name, value in QUICK.items() if was_left_out(name)} if quick else {}
+    usual = quick_values() if quick else {}
     cells = asked_cells(given | usual, usual)
     return sweep_as_typed(cells, given | usual, passes=BOTH if only is None else [only])

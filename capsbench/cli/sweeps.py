@@ -22,7 +22,7 @@ from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan, axes_of
 from capsbench.report import Report
-from capsbench.sweep.asked import Sweep
+from capsbench.sweep.asked import QUICK, Sweep
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, Forecast, cells_by_series, forecast
 from capsbench.sweep.inside import add_timelines
@@ -43,8 +43,9 @@ LONG_SECONDS = 60.0
 """Duration of a sweep from which on the seconds that predicted timelines take do not matter."""
 
 
-QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
-"""Values of --quick for options that were not typed: enough for a line, in about a minute on two cores."""
+def quick_values() -> dict[str, Any]:
+    """Return the values of --quick for parameters of this command that were not typed."""
+    return {name: value for name, value in QUICK.items() if was_left_out(name)}
 
 
 def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None, *, searched: str | None = None) -> list[Cell]:

@@ -20,6 +20,8 @@ SHAPE_NAMES = ("image_shape", "shape", IMAGE_SIZE)
 """Names under which `vary` takes the shape of images."""
 OF_IMAGES = ("dataset", "batch_size", "image_shape", "classes")
 """Options of a classifier's images, which a case takes only if its function does."""
+QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
+"""Values of a quick sweep where none is given: enough for a line, in about a minute on two cores."""
 _MOST_POSITIONS = 1000
 """Most values of an axis: each is a network to measure."""
 

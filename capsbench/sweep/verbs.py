@@ -18,11 +18,12 @@ from capsbench.axes import declared_forms, parse_depths
 from capsbench.cases.factories import name_of
 from capsbench.cases.foreign import refuse_while_importing
 from capsbench.catalog import STACKED
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, suggesting
 from capsbench.measure.group import check_measurable
+from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass, Plan, axes_of
 from capsbench.report import Report
-from capsbench.sweep.asked import Sweep
+from capsbench.sweep.asked import QUICK, Sweep
 from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.machine import machine_options
 from capsbench.sweep.measuring import measure, traced
@@ -38,8 +39,14 @@ _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "pa
 _NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
 """Arguments of a verb that its call in a plan names first, or leaves out."""
 
+_OTHER_NAMES = {"shape": "image_shape"}
+"""Options of a cell by the names that their flags have on the command line, where these are other names."""
+
 USUAL_DEPTHS = range(1, 9)
 """Blocks of a sweep that names none: those of the paper."""
+
+USUAL_TIME_BUDGET = 20.0
+"""Seconds of sampling per cell of a sweep that names none."""
 
 Model = str | Callable[..., Any]
 """A built-in name, an entry point, `package.module:name`, or a function, which may be of a script or a notebook."""
@@ -60,10 +67,11 @@ def run(
     threads: int | None = None,
     repeats: int = 1,
     samples: int = 3,
-    time_budget: float = 20.0,
+    time_budget: float | None = None,
     slope_share: float = 0.2,
     processes: int = 1,
     timeout: float = 1800.0,
+    quick: bool = False,
     strict: bool = False,
     wait: float | None = None,
     launcher: str = "local",
@@ -94,10 +102,12 @@ def run(
         threads: threads of a CPU run; by default torch's own number.
         repeats: replicates of every cell.
         samples: least number of samples of each time.
-        time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.
+        time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %; by
+            default 20.
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
         processes: number of processes that take the rounds, at least six each; several average out differences between them.
         timeout: seconds per process.
+        quick: take about a minute: depths 1 to 3, batch 16 and 2 seconds of sampling per cell, where none is given.
         strict: measure nothing while other processes use the CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
         launcher: `local` measures one cell at a time here; `ray` and `slurm` measure many at once, each on a device of its own.
@@ -106,20 +116,23 @@ def run(
         exclusive_node: let nothing else run on a node while times are taken there.
         data_dir: folder of the real data sets; by default $CAPSBENCH_DATA.
         watcher: object that is informed of the progress; by default the log `capsbench`.
-        options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
+        options: any option of a cell (`batch_size`, `kernel`, `memory` …; `shape` is `image_shape`), a value or a list of values
+            that multiplies the sweep.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
-    given = locals()
+    given = locals() | {"options": _options(run, options)}
     refuse_while_importing()
     launching = Launching(launcher, address, slurm or {}, exclusive_node, device)
     launching.check()
     machine = machine_options(device, gpu, threads, vary or (), here=launching.is_local())
+    usual_budget = QUICK["time_budget"] if quick else USUAL_TIME_BUDGET
+    seconds = usual_budget if time_budget is None else time_budget
     plan = _plan(
         run, given, machine | {"repeats": repeats},
-        passes=BOTH if only is None else [only], samples=samples, budget_seconds=time_budget, slope_share=slope_share,
+        passes=BOTH if only is None else [only], samples=samples, budget_seconds=seconds, slope_share=slope_share,
         timeout_seconds=timeout, strict=strict, processes=processes,
     )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
@@ -143,6 +156,7 @@ def predict(
     threads: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    quick: bool = False,
     watcher: Watcher | None = None,
     **options: Any,
 ) -> Report:
@@ -160,14 +174,15 @@ def predict(
         threads: threads of the CPU to predict for, by default torch's own number.
         out: folder of the report; by default it is in memory alone.
         resume: add to the report that is there.
+        quick: predict depths 1 to 3 and batch 16, where none is given.
         watcher: object that is informed of the progress; by default the log `capsbench`.
-        options: any option of a cell (`batch_size`, `capacity`, `memory` …), a value or a list of values.
+        options: any option of a cell (`batch_size`, `capacity`, `memory` …; `shape` is `image_shape`), a value or a list of values.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
-    given = locals()
+    given = locals() | {"options": _options(predict, options)}
     refuse_while_importing()
     machine = machine_options(f"{device}:predicted", gpu, threads, vary or ())
     plan = _plan(predict, given, machine, passes=["memory"], budget_seconds=0)
@@ -177,6 +192,31 @@ def predict(
     report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.notify)
     measure(plan, report, resume=resume, only_these=True, watcher=watcher)
     return report
+
+
+def _options(verb: Callable[..., Report], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a cell by the names of their fields.
+
+    Args:
+        verb: `run` or `predict`.
+        options: the keyword arguments of its call that it does not name itself.
+
+    Raises:
+        ConfigurationError: one is no option of a cell, or an option is given by both of its names.
+    """
+    arguments = [name for name in signature(verb).parameters if name != "options"]
+    known = (*arguments, *SWEPT_OPTIONS, *_OTHER_NAMES)
+    for name in options:
+        if name in known:
+            continue
+        what, right = f"capsbench.{verb.__name__} takes no argument `{name}`", f"it takes {', '.join(dict.fromkeys(known))}"
+        if name in signature(run).parameters:
+            raise ConfigurationError(f"{what}: it measures nothing", f"leave it out, or measure with capsbench.run; {right}")
+        raise ConfigurationError(what, suggesting(name, known, right))
+    for name, field in _OTHER_NAMES.items():
+        if name in options and field in options:
+            raise ConfigurationError(f"`{name}` and `{field}` are two names of one option", "leave one of the two out")
+    return {_OTHER_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
@@ -208,9 +248,12 @@ def _plan(verb: Callable[..., Report], given: dict[str, Any], machine: Mapping[s
     """
     depths, vary = given["depths"], given["vary"]
     names = _names(given["models"])
-    blocks = parse_depths(",".join(map(str, several(USUAL_DEPTHS if depths is None else depths))))
+    usual_depths: Any = QUICK["depth"] if given["quick"] else USUAL_DEPTHS
+    usual = {"batch_size": QUICK["batch_size"]} if given["quick"] else {}
+    blocks = parse_depths(",".join(map(str, several(usual_depths if depths is None else depths))))
     more = {**machine, **given["options"]}
-    cells = expand(Sweep(names, blocks, depths_chosen=depths is not None, vary=vary, settings=given["settings"], **more))
+    chosen = depths is not None
+    cells = expand(Sweep(names, blocks, depths_chosen=chosen, vary=vary, settings=given["settings"], usual=usual, **more))
     axes = axes_of(cells, axes_asked(vary or ()))
     command, bases = _call(verb, names, blocks, given), declared_forms(given["basis"], axes)
     try:

@@ -347,7 +347,7 @@ def with_the_class_of_a_network():
         (lambda: capsbench.predict(encoded()), "`models` has Case, not a function", "capsbench.estimate"),
         (lambda: capsbench.predict(nn.Linear(8, 8)), "`models` has Linear, not a function", "capsbench.estimate"),
         (lambda: capsbench.predict([3]), "`models` has int, not a function", "give the function"),
-        (lambda: capsbench.predict("mocapsnet", depth=[1, 2]), "a sweep takes no depth", "did you mean depths?"),
+        (lambda: capsbench.predict("mocapsnet", depth=[1, 2]), "takes no argument `depth`", "did you mean depths?"),
         (lambda: capsbench.estimate(nn.Linear(8, 8), torch.rand(4, 8), gpu=3), "`gpu` '3' is not known", "h100"),
     ],
 )

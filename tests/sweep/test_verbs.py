@@ -1,5 +1,6 @@
 """`capsbench.run` and `capsbench.predict` from Python; and how often one run reads its records and fits its slopes."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import capsbench
 from capsbench.cases.factories import BUILT_IN
 from capsbench.errors import ConfigurationError
+from capsbench.records import Cell
 from capsbench.report import Report
 from capsbench.sweep import verbs
 from helpers.made import make_record
@@ -118,7 +120,9 @@ def test_a_prediction_from_python(tmp_path):
         ({"depths": 0}, "`depth` '0' begins below 1"),
         ({"depths": "8-1"}, "runs backwards"),
         ({"kernel": "fast"}, "`kernel` 'fast' is not known"),
-        ({"kernels": "auto"}, "takes no kernels"),
+        ({"kernels": "auto"}, "takes no argument `kernels`"),
+        ({"kernels": "auto"}, "did you mean kernel? If not, it takes models, depths, vary, basis, settings, out, resume, only, "),
+        ({"shape": "3x16x16", "image_shape": "3x8x8"}, "`shape` and `image_shape` are two names of one option"),
         ({"samples": 2}, r"`samples` 2 cannot be used"),
         ({"time_budget": -1}, r"`time_budget` -1 cannot be used"),
         ({"slope_share": 0}, r"`slope_share` 0 cannot be used"),
@@ -134,6 +138,19 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, mon
         capsbench.run(**{"models": "rescapsnet", "depths": 1} | arguments)
     assert words in str(raised.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_quick_prediction_of_another_shape_has_the_options_of_the_command_line(command):
+    report = capsbench.predict("rescapsnet", quick=True, shape=(3, 16, 16), gpu="a100", capsules=4)
+    typed = command(*"predict --models rescapsnet --quick --shape 3x16x16 --gpu a100 --capsules 4 --json".split())
+    cells = [Cell.model_validate(one["cell"]) for one in json.loads(typed.stdout)]
+    assert [record.cell for record in report.records] == cells
+    assert [(cell.configuration.blocks, cell.configuration.batch_size) for cell in cells] == [(1, 16), (2, 16), (3, 16)]
+
+
+def test_an_argument_of_run_is_explained_where_a_prediction_has_none():
+    with pytest.raises(ConfigurationError, match="takes no argument `samples`: it measures nothing\nleave it out, or measure with"):
+        capsbench.predict("rescapsnet", depths=1, samples=-1)
 
 
 def test_a_function_of_a_module_is_its_name():
