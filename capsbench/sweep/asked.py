@@ -69,9 +69,10 @@ class Sweep:
         chosen = (1,) if depths is None or self.usual_depth else depths
         self.depths: tuple[int, ...] = tuple(self.varied.get("blocks", chosen))
         self.depths_chosen = depths_chosen or "blocks" in self.varied
-        given = options | _varied_options(self.varied)
-        _refuse_unknown(given)
-        values = {name: _option_values(name, given.get(name), usual or {}) for name in SWEPT_OPTIONS}
+        varied = _varied_options(self.varied)
+        _refuse_unknown(options)
+        # The three values of an axis are no shape of three dimensions.
+        values = {name: varied.get(name) or _option_values(name, options.get(name), usual or {}) for name in SWEPT_OPTIONS}
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -89,7 +90,7 @@ class Sweep:
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values[name])
 
 
-def _varied_options(varied: Mapping[str, Sequence[Any]]) -> dict[str, object]:
+def _varied_options(varied: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     """The axes that are options of a cell, by the names of these."""
     return {
         "image_shape" if name in SHAPE_NAMES else name: values
@@ -176,7 +177,7 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
         values = (
             parsed_values(given, doubling_beyond=doubling)
             if isinstance(given, str)
-            else several(_shapes(given) if name in SHAPE_NAMES else given)
+            else several(_shapes(given) if name in SHAPE_NAMES and name != IMAGE_SIZE else given)
         )
     except ValueError:
         values = ()

@@ -291,6 +291,8 @@ def test_without_a_depth_a_case_has_its_own_and_any_other_network_one_block():
         ({"iterations": "1-3"}, "iterations", [1, 2, 3]),
         ({"classes": [10, 196]}, "classes", [10, 196]),
         ({"image-size": [32, 48]}, "image_shape", [1024, 2304]),
+        ({"image-size": [32, 48, 64]}, "image_shape", [1024, 2304, 4096]),
+        ({"image_size": "32,48,64"}, "image_shape", [1024, 2304, 4096]),
         ({"shape": ["3x32x32", "3x32x64"]}, "image_shape", [1024, 2048]),
     ],
 )
