@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from capsbench.axes import AxisForm
-from capsbench.catalog import MODELS, OWN_INPUTS
+from capsbench.catalog import MODELS, OWN_INPUTS, SPECS
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SWEPT_OPTIONS, WRITTEN, noun_of, type_of, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
@@ -67,8 +67,13 @@ class Cell(Schema):
         """
         it = self.configuration
         words = [f"{it.model} {it.blocks}" if it.blocks or it.model in MODELS else it.model]
-        words += [it.dataset] if it.dataset != OWN_INPUTS else []
-        for name in (name for name in SWEPT_OPTIONS if name != "dataset"):
+        random = it.dataset in SPECS and it.images_are_random()
+        if random:
+            words.append(f"random {it.image_shape or 'x'.join(map(str, SPECS[it.dataset].shape))}")
+        elif it.dataset != OWN_INPUTS:
+            words.append(it.dataset)
+        named = ("dataset", "image_shape") if random else ("dataset",)
+        for name in (name for name in SWEPT_OPTIONS if name not in named):
             value, option = getattr(it, name), OPTIONS[name]
             if value not in (None, option.default, option.before, option.unwritten, _USUAL.get(name)):
                 words.append(value_in_words(name, value))

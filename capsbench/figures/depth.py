@@ -28,7 +28,17 @@ from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_of
 from capsbench.words.along import places_text
 from capsbench.words.disturbances import disturbed_by
-from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
+from capsbench.words.labels import (
+    STAND_IN,
+    Names,
+    Series,
+    cut,
+    dataset_title,
+    images_title,
+    is_of_random_images,
+    model_title,
+    on_gpu,
+)
 from capsbench.words.units import bytes_text
 
 _LONGEST_TITLE = 36
@@ -158,14 +168,23 @@ def _grid(
             caption = _caption(frame, drawn, timed=any(not metric.is_bytes for metric in shown), points_alone=alone)
             over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
             if with_paper and over_depth and not any(_has_comparable_memory(part, shown) for part in parts.values()):
-                caption += _paper_caption(list(parts))
+                caption += _paper_caption(list(dict.fromkeys(frame["dataset"])))
             _finish(axes[0][0].figure, caption, rows_above + rows_below, width)
     return axes
 
 
 def _by_dataset(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The cells of each data set, by its name; without any cell, those of none."""
-    return {dataset: frame[frame["dataset"] == dataset] for dataset in dict.fromkeys(frame["dataset"])} or {"": frame}
+    """The cells of each data set, and those of random images in its place, by their title; without any cell, those of none."""
+    if frame.empty:
+        return {"": frame}
+    rows = frame[[name for name in ("dataset", "image_shape", "classes", AXIS_COLUMN) if name in frame.columns]]
+    kinds = [(str(row["dataset"]), is_of_random_images(row)) for row in rows.to_dict("records")]
+    parts: dict[str, pd.DataFrame] = {}
+    for kind in dict.fromkeys(kinds):
+        mask = [one == kind for one in kinds]
+        title = images_title(rows[mask].to_dict("records"))
+        parts[title] = pd.concat([parts[title], frame[mask]]) if title in parts else frame[mask]
+    return parts
 
 
 def _label_panels(
@@ -174,13 +193,13 @@ def _label_panels(
 ) -> int:  # fmt: skip
     """Place titles and legends, and return the number of lines that legends below panels add to the height of a new figure."""
     below: dict[int, int] = {}
-    for row, (dataset, part), handles_of in zip(axes, parts.items(), drawn, strict=True):
+    for row, (images, part), handles_of in zip(axes, parts.items(), drawn, strict=True):
         for panel, metric, handles in zip(row, shown, handles_of, strict=False):
             count = place_legend(panel, handles if with_legends else [], may_grow=is_new)
             line = panel.get_subplotspec().rowspan.start if is_new else 0
             below[line] = max(below.get(line, 0), count)
             of_a_cpu = metric.name == "process" and not on_gpu(part).any()
-            title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
+            title = f"{cut(images, _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
             panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
     return sum(below.values())
 
@@ -216,6 +235,7 @@ def _draw_row(
 def _has_comparable_memory(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
     """Return whether the paper's nvidia-smi readings can stand in a panel: with memory of a device at the paper's batch."""
     comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
+    comparable &= pd.Series([not is_of_random_images(row) for row in frame.to_dict("records")], index=frame.index, dtype=bool)
     return bool(comparable.any()) and any(metric.name in paper.COMPARABLE_METRICS for metric in shown)
 
 

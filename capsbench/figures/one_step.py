@@ -13,7 +13,7 @@ from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.sizes import MEBIBYTES, MIB
 from capsbench.timeline import Timeline
-from capsbench.words.labels import STAND_IN, dataset_title, model_title
+from capsbench.words.labels import STAND_IN, images_title, model_title
 from capsbench.words.modules import OUTSIDE, STARS, ModuleChange, module_changes, with_class
 from capsbench.words.units import bytes_text
 
@@ -184,7 +184,7 @@ def caption_of(timeline: Timeline, remarks: Sequence[str] = ()) -> list[str]:
     options = [f"{noun} {value}" for noun, value in known if value is not None]
     batch = [] if it.batch_size is None else [f"batch size {it.batch_size}"]
     own = [it.options()["settings"]] if it.settings else []
-    shown = [dataset_title(it.dataset), *batch, *own, *options, it.precision, f"device {it.device}"]
+    shown = [images_title([it.model_dump()]), *batch, *own, *options, it.precision, f"device {it.device}"]
     stand_in = [STAND_IN] if timeline.data_source == "stand-in" else []
     return [", ".join(shown), "; ".join([*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", *remarks, *timeline.notes])]
 

@@ -10,7 +10,7 @@ from capsbench.gate.comparison import Comparison, Outcome
 from capsbench.gate.summary import SeriesSummary
 from capsbench.stats.metrics import QUANTITIES
 from capsbench.words.along import places_text
-from capsbench.words.labels import Names, Series, dataset_title
+from capsbench.words.labels import Names, Series, images_title
 from capsbench.words.modules import OUTSIDE, ModuleChange
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import bytes_text, number_with, quantity_text, slope_text, with_interval
@@ -35,7 +35,7 @@ class Labels:
 
     def of(self, series: Series) -> str:
         """The label of one series, in printable form."""
-        return self._names.of(self._reduced(series)) + (f", {dataset_title(str(series['dataset']))}" if self._datasets else "")
+        return self._names.of(self._reduced(series)) + (f", {images_title([series])}" if self._datasets else "")
 
     def of_all(self, all_series: Iterable[Series]) -> str:
         """The labels of several series; `all lines` if they are all."""

@@ -19,7 +19,16 @@ from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
 from capsbench.words.along import number_text, places_text
 from capsbench.words.cost_sentence import CostWords, Piece, cost_pieces, named_memory
-from capsbench.words.labels import STAND_IN, Series, cut, dataset_title, is_predicted, model_title
+from capsbench.words.labels import (
+    STAND_IN,
+    Series,
+    cut,
+    dataset_title,
+    images_title,
+    is_of_random_images,
+    is_predicted,
+    model_title,
+)
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
 
@@ -203,7 +212,7 @@ def _conditions(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]
     good = cells[cells["status"] == "ok"]
     axis, places = str(series[AXIS_COLUMN]), sorted(set((good if len(good) else cells)[POSITION_COLUMN]))
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
-    parts = [how, *([f"at {_places(axis, places)}"] if places != [0] else []), dataset_title(str(series["dataset"]))]
+    parts = [how, *([f"at {_places(axis, places)}"] if places != [0] else []), images_title([series])]
     parts += [places_text("blocks", [float(str(series["blocks"]))])] if plain(series.get("blocks")) else []
     parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
     parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
@@ -280,7 +289,7 @@ def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[P
     """Table 4's slope compared with one of the same kind of memory, at the same batch, on a GPU."""
     table = paper.memory()
     theirs = table[(table["dataset"] == series["dataset"]) & (table["model"] == series["model"])]
-    if theirs.empty or pd.isna(row["slope_low"]):
+    if theirs.empty or is_of_random_images(series) or pd.isna(row["slope_low"]):
         return []
     fit = fit_slope(theirs["blocks"].tolist(), theirs["bytes"].tolist())
     low, high = fit.slope_interval or (fit.slope, fit.slope)

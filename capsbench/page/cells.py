@@ -36,7 +36,7 @@ from capsbench.stats.metrics import METRICS, TIME_METRICS
 from capsbench.stats.placed_times import placed_times
 from capsbench.stats.slopes import series_columns
 from capsbench.words.along import axis_label, over_text
-from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
+from capsbench.words.labels import Names, Series, cut, images_title, is_of_random_images, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import (
     declared_remarks,
@@ -190,7 +190,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
             | {
                 "label": _short(label),
                 "short": _short(names[_group_of(series)].of(series) if names else label),
-                "datasetTitle": _short(dataset_title(str(series["dataset"]))),
+                "datasetTitle": _short(images_title([series])),
                 "report": series["report"],
                 "axis": series[AXIS_COLUMN],
                 "kind": series["kind"],
@@ -201,6 +201,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
                 "timelineCommand": _whole(timeline_command(series)),
                 # The paper's readings can be compared with it.
                 "paper": str(series["device"]).startswith("cuda")
+                and not is_of_random_images(series)
                 and series["batch_size"] == paper.BATCH_SIZE
                 and series[AXIS_COLUMN] == "blocks",
                 "fits": fits[index],

@@ -102,8 +102,8 @@ def run(
         threads: threads of a CPU run; by default torch's own number.
         repeats: replicates of every cell.
         samples: least number of samples of each time.
-        time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %; by
-            default 20.
+        time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within
+            2 %; by default 20.
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
         processes: number of processes that take the rounds, at least six each; several average out differences between them.
         timeout: seconds per process.
@@ -176,7 +176,7 @@ def predict(
         resume: add to the report that is there.
         quick: predict depths 1 to 3 and batch 16, where none is given.
         watcher: object that is informed of the progress; by default the log `capsbench`.
-        options: any option of a cell (`batch_size`, `capacity`, `memory` …; `shape` is `image_shape`), a value or a list of values.
+        options: any option of a cell (`batch_size`, `capacity`, `memory` …; `shape` is `image_shape`), a value or several.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.

@@ -17,7 +17,7 @@ from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.accuracy import accuracy_cells
 from capsbench.words.along import number_text, places_text
 from capsbench.words.disturbances import disturbed_by
-from capsbench.words.labels import Names, dataset_title
+from capsbench.words.labels import Names, images_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import (
@@ -75,7 +75,7 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     for series, rows in groups[:most]:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
         cells = [_slope_cell(by_metric.get(name), units[name]) for name in shown]
-        names = [text_cell(everyone.of(series))] + ([text_cell(dataset_title(str(series["dataset"])))] if datasets else [])
+        names = [text_cell(everyone.of(series))] + ([text_cell(images_title([series]))] if datasets else [])
         out.add_row(*names, *cells)
     return out
 
@@ -139,6 +139,7 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     """
     axes = axes_in(frame)
     places = {axis: positions(frame, axis) for axis in axes}
+    images = {index: images_title([dict(row)]) for index, row in frame.iterrows()}
     for axis in axes:
         frame = without_axis(frame, axis)
     rows = frame if last is None else frame.tail(last)
@@ -156,8 +157,8 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
         name: common_unit(finished[METRICS[name].column].dropna().map(float), is_bytes=METRICS[name].is_bytes)
         for name in _OF_A_CELL
     }
-    for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
-        dataset = [dataset_title(row["dataset"])] if datasets else []
+    for (index, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
+        dataset = [images[index]] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
         ended = f"[yellow]{row['status']}[/]"
         figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name], units[name]) for name in _OF_A_CELL]

@@ -11,6 +11,9 @@ from capsbench.typed_values import settings_in
 from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable
 
+_OF_IMAGES = ("image_shape", "classes")
+"""Options in whose place a data set's images would be used; with either of them, images are random."""
+
 _NOT_IN_NAMES = {"model", "dataset", "kind", AXIS_COLUMN}
 # Each model has its own strategy and inverse, which distinguish series only if one model has several.
 _NAMED_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
@@ -31,6 +34,34 @@ def dataset_title(name: str) -> str:
     if name == OWN_INPUTS:
         return "own inputs"
     return SPECS[name].title if name in SPECS else printable(name)
+
+
+def is_of_random_images(series: Series) -> bool:
+    """Return whether the images of a series are random ones, of a shape or number of classes in place of its data set's."""
+    if series.get("dataset") == OWN_INPUTS:
+        return False
+    return series.get(AXIS_COLUMN) in _OF_IMAGES or any(plain(series.get(name)) is not None for name in _OF_IMAGES)
+
+
+def images_title(all_series: Iterable[Series]) -> str:
+    """Title of the inputs that series of one data set have: `CIFAR-10`, or `random 3×64×64 images` if they are not the set's.
+
+    Args:
+        all_series: at least one series; all are of one data set, and have its images or all have random ones.
+    """
+    listed = list(all_series)
+    dataset = str(listed[0]["dataset"])
+    if not is_of_random_images(listed[0]):
+        return dataset_title(dataset)
+    usual = SPECS[dataset].shape if dataset in SPECS else ()
+    shapes = {(plain(one.get("image_shape")), one.get(AXIS_COLUMN) == "image_shape") for one in listed}
+    known = {tuple(map(int, str(shape).split("x"))) if shape is not None else usual for shape, _ in shapes}
+    (first, *others) = known
+    if others or not first or any(is_axis for _, is_axis in shapes) or 0 in first:
+        channels = {shape[0] for shape in known if shape}
+        count = channels.pop() if len(channels) == 1 else 0
+        return f"random images of {count} channel{'' if count == 1 else 's'}" if count else "random images"
+    return f"random {'×'.join(map(str, first))} images"
 
 
 def cut(text: str, most: int) -> str:

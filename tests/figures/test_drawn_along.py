@@ -10,13 +10,16 @@ from rich.console import Console
 
 from capsbench.axes import in_doubles, position_in_words
 from capsbench.errors import ConfigurationError
+from capsbench.figures.depth import figure4 as axes_of_figure4
 from capsbench.figures.sparks import fitted_points, svg
+from capsbench.frame import to_frame
 from capsbench.page import page_html
 from capsbench.page.notebook import slopes
 from capsbench.report import Report
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
 from capsbench.words.along import axis_label, over_text, places_text
+from capsbench.words.labels import images_title
 from helpers.drawn import figure3, figure4
 from helpers.forked import save_a_word
 from helpers.made import MIB, make_record, make_varied
@@ -275,3 +278,23 @@ def test_old_figures_are_the_same_without_axes():
             assert ax.get_xlabel() == twin.get_xlabel() == "blocks"
             for line, its in zip(ax.lines, twin.lines, strict=True):
                 np.testing.assert_array_equal(line.get_xydata(), its.get_xydata())
+
+
+def test_titles_name_a_data_set_only_where_its_images_are_used():
+    made = {
+        "CIFAR-10": {},
+        "random 3×64×64 images": {"image_shape": "3x64x64"},
+        "random 3×32×32 images": {"classes": 7},
+        "random images of 3 channels": {"axis": "image_shape", "image_shape": None},
+        "random images of 1 channel": {"axis": "image_shape", "image_shape": "1x0x0"},
+    }
+    assert [images_title([{"dataset": "cifar10"} | options]) for options in made.values()] == list(made)
+    assert images_title([{"dataset": "own", "axis": "classes"}]) == "own inputs"
+    records = [
+        make_record("rescapsnet", blocks, dataset="cifar10", image_shape=shape)
+        for blocks in (1, 2)
+        for shape in (None, "3x64x64")
+    ]
+    axes = axes_of_figure4(to_frame(("mine", record) for record in records))
+    assert [row[0].get_title(loc="left").partition(":")[0] for row in axes] == ["CIFAR-10", "random 3×64×64 images"]
+    assert [record.cell.label().split(", ")[1] for record in records[:2]] == ["cifar10", "random 3x64x64"]
