@@ -45,8 +45,6 @@ _UNITS_OF_SETTINGS = {
 
 def axis_title(axis: str) -> str:
     """Title of an axis: `Blocks`, `Batch size`, `Image size`, and `Length` for the setting `length`."""
-    if axis == "image_shape":
-        return "Image size"
     return OPTIONS[axis].title if axis in AXES_OF_FIELDS else axis.replace("_", " ").capitalize()
 
 
@@ -161,7 +159,7 @@ def position_in_words(configuration: Configuration, axis: str) -> str:
         return f"{configuration.blocks} block{'' if configuration.blocks == 1 else 's'}"
     position = configuration.position(axis)
     if position is None:
-        return f"no {axis.replace('_', ' ')}"
+        return f"no {axis_title(axis).lower()}"
     if axis == "image_shape":
         return "x".join(map(str, configuration.spec().shape))
     return value_in_words(axis, int(position) if position.is_integer() else position)

@@ -24,6 +24,9 @@ SERIES_COLUMNS = tuple(Configuration.model_fields)
 AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN = "axes", "positions", "settings_by_name"
 """Columns of what a report varies, of where a cell lies on each axis that its network has, and of the settings of a case."""
 
+SQUARE_COLUMN = "square_images"
+"""Column of whether the network is given square images, whose position on the axis `image_shape` is then the square of a side."""
+
 BASES_COLUMN = "bases"
 """Column of the declared forms of costs over axes, by the axis's name (`capsbench.axes.AxisForm`)."""
 
@@ -64,6 +67,7 @@ def to_frame(
 
     - `axes`: names of what the report varies, such as `("blocks",)` or `("length", "batch_size")`.
     - `positions`: where the cell lies on each axis that its network has, by the axis's name.
+    - `square_images`: whether the network is given images that are as wide as they are high.
     - `bases`: declared forms of costs over axes, by the axis's name; empty where the basis is to be found.
     - `certainty`: the certainty of each figure of a predicted record, by its name; missing for measured ones.
     - `settings`, `settings_by_name`: settings of a case as one text, and as a dictionary; missing for other networks.
@@ -97,7 +101,7 @@ def to_frame(
         GROWING_AXIS_COLUMN,
         "notes",
     ]
-    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN, BASES_COLUMN, CERTAINTY_COLUMN]
+    columns += [AXES_COLUMN, POSITIONS_COLUMN, SQUARE_COLUMN, SETTINGS_COLUMN, BASES_COLUMN, CERTAINTY_COLUMN]
     named = zip(records, repeat(("blocks",)) if axes is None else axes, repeat({}) if bases is None else bases, strict=False)
     rows = [
         _row(report, record) | {AXES_COLUMN: tuple(names), BASES_COLUMN: dict(forms)} for (report, record), names, forms in named
@@ -126,6 +130,7 @@ def _row(report: str, record: Record) -> dict[str, object]:
     settings = record.cell.configuration.settings
     row |= {SETTINGS_COLUMN: None if settings is None else dict(settings)}
     row |= {POSITIONS_COLUMN: _positions(record.cell.configuration)}
+    row |= {SQUARE_COLUMN: record.cell.configuration.images_are_square()}
     if record.memory is not None:
         row |= {"probe": record.memory.probe} | {name: getattr(record.memory, name) for name in MEMORY_COLUMNS}
         row[CERTAINTY_COLUMN] = record.memory.certainty
@@ -244,6 +249,11 @@ def positions(frame: pd.DataFrame, axis: str) -> pd.Series:
     if POSITIONS_COLUMN not in frame.columns:
         return frame[axis].astype("float64") if axis in frame.columns else pd.Series(float("nan"), index=frame.index)
     return pd.Series([known.get(axis, float("nan")) for known in frame[POSITIONS_COLUMN]], index=frame.index, dtype="float64")
+
+
+def all_square(frame: pd.DataFrame) -> bool:
+    """Return whether all rows of a frame are of square images."""
+    return SQUARE_COLUMN in frame.columns and len(frame) > 0 and bool(frame[SQUARE_COLUMN].all())
 
 
 def lacking(frame: pd.DataFrame) -> pd.Series:

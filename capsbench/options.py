@@ -388,7 +388,8 @@ class Configuration(BaseModel):
         str | None,
         Option(
             flag="--shape",
-            title="Image shape",
+            title="Image size",
+            noun="image size",
             help="Channels, height and width of random images in place of the data set's, such as 3x227x227.",
             none="the data set's",
             unit="pixel",
@@ -520,6 +521,13 @@ class Configuration(BaseModel):
         spec = spec_of(self.dataset)
         shape = spec.shape if self.image_shape is None else parse_shape(self.image_shape)
         return replace(spec, shape=shape, classes=self.classes or spec.classes)
+
+    def images_are_square(self) -> bool:
+        """Return whether the network is given images that are as wide as they are high."""
+        if self.dataset not in SPECS:
+            return False
+        _, height, width = self.spec().shape
+        return height == width
 
     def images_are_random(self) -> bool:
         """Return whether the images have another shape or other classes than the data set's, and are made for it."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.axes import axis_title, per_unit
+from capsbench.axes import IMAGE_SIZE, axis_title, per_unit
 from capsbench.catalog import SPECS
 from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION
@@ -58,7 +58,10 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
             name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source(name)}" for name, spec in SPECS.items()
         },
         "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
-        "axes": {axis: f"{axis_title(axis)}, for slopes {per_unit(axis)}" for axis in AXES_OF_FIELDS},
+        "axes": {
+            IMAGE_SIZE if axis == "image_shape" else axis: f"{axis_title(axis)}, for slopes {per_unit(axis)}"
+            for axis in AXES_OF_FIELDS
+        },
         **{noun_of(name): dict(option.choices) for name, option in OPTIONS.items() if option.choices and name != "dataset"},
         "routing": {name: f"{OPTIONS['routing'].choices[name]}; kernels {', '.join(kernels(name))}" for name in algorithms()},
         "gpus to predict for": {

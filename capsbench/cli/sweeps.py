@@ -19,7 +19,7 @@ from capsbench.cli.types import once
 from capsbench.drawing import SLOPES
 from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable
-from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS, noun_of
+from capsbench.options import SETTINGS_FLAG, SWEPT_OPTIONS
 from capsbench.records import BOTH, Cell, Pass, Plan, axes_of
 from capsbench.report import Report
 from capsbench.sweep.asked import QUICK, Sweep
@@ -35,6 +35,7 @@ from capsbench.terminal.grid import grid_table
 from capsbench.terminal.progress import Progress
 from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.table4 import table4, table4_slopes, time_ratios
+from capsbench.words.along import over_text
 from capsbench.words.faults import faults_of
 from capsbench.words.units import duration_range
 from capsbench.workload import without_effect
@@ -189,7 +190,7 @@ class Screen:
         predicted = all(cell.configuration.is_predicted() for cell in left)
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to {'predict' if predicted and left else 'measure'}"
         if plan.axes != ("blocks",):
-            cells += f" over {' and '.join(noun_of(axis) for axis in plan.axes)}"
+            cells += f" over {' and '.join(over_text(axis).removeprefix('over ') for axis in plan.axes)}"
         memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0
         known = [f"{done} already measured"] * (done > 0) + [f"memory of {memory} already measured"] * (memory > 0)
         self.notify(", ".join([cells, *known]) + f" on {devices}")

@@ -22,7 +22,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
 from capsbench.figures.styles import SMALL_STYLE, STYLE, SeriesStyle, series_styles
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along_with_levels, axes_in
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, all_square, along_with_levels, axes_in
 from capsbench.stats.line_fit import fit_line
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_of
@@ -349,7 +349,7 @@ def _without_result(frame: pd.DataFrame) -> list[str]:
         for status, words in (("oom", "out of memory"), ("timeout", "timeout"), ("error", "error")):
             places = sorted(set(cells.loc[cells["status"] == status, POSITION_COLUMN]))
             if places and (nowhere or status != "oom"):
-                where = places_text(str(cells[AXIS_COLUMN].iloc[0]), places)
+                where = places_text(str(cells[AXIS_COLUMN].iloc[0]), places, square=all_square(cells))
                 found.append(f"{cut(names.of(series), _LONGEST_TITLE)} at {where} ({words})")
     more = [f"{len(found) - _MOST_WITHOUT_RESULT} more"] if len(found) > _MOST_WITHOUT_RESULT else []
     return [f"no result: {', '.join([*found[:_MOST_WITHOUT_RESULT], *more])}"] if found else []

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 from numpy.typing import NDArray
 
 from capsbench import paper
-from capsbench.axes import in_doubles, per_unit, term_unit
+from capsbench.axes import axis_title, in_doubles, per_unit, term_unit
 from capsbench.catalog import SPECS
 from capsbench.colours import PALE
 from capsbench.figures.legends import legend_text
@@ -216,7 +216,7 @@ def _place_ticks(ax: Axes, positions: Sequence[float]) -> None:
 
 def _draw_level(ax: Axes, level: DrawnPoints, names: Names, axis: str, style: SeriesStyle) -> Line2D:
     """Draw the value of a network that lacks the axis as a level across the panel, and return its handle."""
-    label = legend_text(names.of(level.series), f"no {axis.replace('_', ' ')}")
+    label = legend_text(names.of(level.series), f"no {axis_title(axis).lower()}")
     return ax.axhline(float(level.values.iloc[0]), color=style.colour, ls=style.dash, lw=1, alpha=0.7, label=label)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import per_unit
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, plain
+from capsbench.axes import axis_title, per_unit
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, all_square, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
 from capsbench.page.costs import Cost, cost_table, notes_on
@@ -185,10 +185,12 @@ def _without_slope(cells: pd.DataFrame) -> list[Piece]:
     figures = f": {', '.join(parts)}" if parts else ""
     axis, places = str(row[AXIS_COLUMN]), sorted(set(good[POSITION_COLUMN]))
     if axis not in row.get(POSITIONS_COLUMN, {axis}):
-        return [(False, f"has no {axis.replace('_', ' ')}, and so no slope{figures}.")]
+        return [(False, f"has no {axis_title(axis).lower()}, and so no slope{figures}.")]
     if len(places) > 1:
-        return [(False, f"{verb} at {_places(axis, places)}, no two of which have a figure in common: that gives no slope.")]
-    return [(False, f"{verb} at {_places(axis, places)} only, which gives no slope{figures}.")]
+        return [
+            (False, f"{verb} at {_places(axis, places, good)}, no two of which have a figure in common: that gives no slope.")
+        ]
+    return [(False, f"{verb} at {_places(axis, places, good)} only, which gives no slope{figures}.")]
 
 
 def _ending(cells: pd.DataFrame) -> list[Piece]:
@@ -198,7 +200,8 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
     if full:
         axis = str(cells[AXIS_COLUMN].iloc[0])
         beyond = cells[(cells["status"] == "ok") & (cells[POSITION_COLUMN] >= full[0])]
-        where = "" if full == [0] else f" from {_places(axis, full[:1])} on" if beyond.empty else f" at {_places(axis, full)}"
+        from_there = f" from {_places(axis, full[:1], cells)} on" if beyond.empty else f" at {_places(axis, full, cells)}"
+        where = "" if full == [0] else from_there
         how = " Would run out of memory" if (cells["kind"] == "predicted").all() else " Out of memory"
         pieces.append((False, f"{how}{where}."))
     faults = cells[cells["status"].isin(FAULTS)]
@@ -212,7 +215,7 @@ def _conditions(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]
     good = cells[cells["status"] == "ok"]
     axis, places = str(series[AXIS_COLUMN]), sorted(set((good if len(good) else cells)[POSITION_COLUMN]))
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
-    parts = [how, *([f"at {_places(axis, places)}"] if places != [0] else []), images_title([series])]
+    parts = [how, *([f"at {_places(axis, places, cells)}"] if places != [0] else []), images_title([series])]
     parts += [places_text("blocks", [float(str(series["blocks"]))])] if plain(series.get("blocks")) else []
     parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
     parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
@@ -258,11 +261,12 @@ def _machine(series: Series, reports: Sequence["Report"]) -> str:
     return str(cpu) if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def _places(axis: str, places: Sequence[float]) -> str:
+def _places(axis: str, places: Sequence[float], cells: pd.DataFrame) -> str:
+    """Positions of cells in words."""
     # Positions are sorted and differ.
     if axis == "blocks" and len(places) > 2 and places[-1] - places[0] + 1 == len(places):
         return f"{number_text(places[0])} to {number_text(places[-1])} blocks"
-    return places_text(axis, places)
+    return places_text(axis, places, square=all_square(cells))
 
 
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:

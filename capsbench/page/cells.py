@@ -18,6 +18,7 @@ from capsbench.frame import (
     ROUNDS_COLUMN,
     SAMPLE_COLUMNS,
     SERIES_COLUMNS,
+    all_square,
     along,
     axes_in,
     lacking,
@@ -276,8 +277,8 @@ def _inexact(certainty: object) -> str:
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Words and form of every axis, by its name.
 
-    Label of a chart's axis, noun before a position and unit; whether options have it, and whether charts place its doubles at
-    equal distances.
+    Label of a chart's axis, noun before a position and unit; whether options have it, whether its positions are
+    squares of sides of images, and whether charts place its doubles at equal distances.
     """
     return {
         axis: {
@@ -287,6 +288,7 @@ def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "unit": axis_unit(axis),
             "over": over_text(axis),
             "option": axis in OPTIONS,
+            "square": axis == "image_shape" and all_square(frame),
             "doubles": in_doubles(axis, positions(frame, axis).dropna()),
         }
         for axis in axes_in(frame)

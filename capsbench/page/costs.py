@@ -8,6 +8,7 @@ import pandas as pd
 
 from capsbench.axes import axis_title, per_unit
 from capsbench.figures.sparks import SparkPoints, fitted_points, scale_of, svg, value_ranges
+from capsbench.frame import all_square
 from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
@@ -74,7 +75,9 @@ def cost_table(
             known, _fitted(series, name, known), "currentColor", *ranges[scales[index, name]], str(series["axis"]),
             width=_WIDTH, height=_HEIGHT,
         )  # fmt: skip
-        costs[index].append(_cost(series, METRICS[name], known, chart, named=name not in with_unit))
+        costs[index].append(
+            _cost(series, METRICS[name], known, chart, named=name not in with_unit, square=all_square(cells[index]))
+        )
     return heads, costs
 
 
@@ -88,14 +91,14 @@ def _fitted(series: Mapping[str, Any], metric: str, points: SparkPoints) -> Spar
     return fitted_points(series["fits"][metric], points, str(series["axis"])) if metric in series["fits"] else []
 
 
-def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart: str, *, named: bool) -> Cost:
-    """The cost of a series in a quantity; `named` if the head does not name the unit of its axis."""
+def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart: str, *, named: bool, square: bool) -> Cost:
+    """The cost of a series in a quantity; `named` if the head does not name the unit of its axis, `square` of square images."""
     fit, axis = series["fits"].get(metric.name), str(series["axis"])
     if fit is None:
         place, value = points[-1]
         amount = quantity_text(value, is_bytes=metric.is_bytes)
         # A value is no slope, so it cannot stand under the unit of one.
-        at = f"at {places_text(axis, [place])}" if place else _without(axis)
+        at = f"at {places_text(axis, [place], square=square)}" if place else _without(axis)
         return Cost(amount, (), "", at, chart) if named else Cost("-", (), "", f"{amount} in all, {at}", chart)
     shape, text = str(fit["shape"]), str(fit["text"]) + (NOISY if fit["noise"] else "")
     remarks = [per_unit(axis)] if named and shape not in CURVES else []

@@ -41,5 +41,6 @@ def _positions(cells: Sequence[Cell], axes: Sequence[str]) -> str:
     texts = []
     for axis in axes:
         places = sorted({place for cell in cells if (place := cell.configuration.position(axis)) is not None})
-        texts += [places_text(axis, places)] if places and places != [0] else []
+        square = all(cell.configuration.images_are_square() for cell in cells)
+        texts += [places_text(axis, places, square=square)] if places and places != [0] else []
     return " × ".join(texts)

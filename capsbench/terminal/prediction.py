@@ -9,7 +9,7 @@ from capsbench.records import Configuration, Record
 from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
 from capsbench.typed_values import is_number
-from capsbench.words.along import number_text
+from capsbench.words.along import place_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.slopes_in_words import INEXACT, inexact_mark
@@ -36,10 +36,14 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
     of_step = common_unit(modelled, is_bytes=False)
+    square = all(record.cell.configuration.images_are_square() for record in records)
     out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, METRICS["train"].head])
     for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
-        name, at = text_cell(names.of(line)), ["-" if place is None else number_text(place) for place in places]
+        name, at = (
+            text_cell(names.of(line)),
+            ["-" if place is None else place_text(axis, place, square=square) for axis, place in zip(axes, places, strict=True)],
+        )
         memory, certainty = record.memory, record.memory.certainty if record.memory else None
         if memory is None:
             # The first of the figures' columns; there may be none but that of the seconds.

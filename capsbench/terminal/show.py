@@ -9,7 +9,7 @@ from rich.text import Text
 
 from capsbench.axes import per_unit
 from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, plain
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, all_square, along, plain
 from capsbench.gate.findings import Labels
 from capsbench.stats.line_fit import values_by_position
 from capsbench.stats.linearity import CURVES
@@ -47,10 +47,10 @@ def _lines_along(axis: str, frame: pd.DataFrame, table: pd.DataFrame, blocks: st
     # Series that ran out of memory before they had a slope follow those that have one.
     unfitted = [(series, at) for name, (series, at) in full.items() if name not in fitted]
     labels = Labels(series for series, _ in [*groups, *unfitted])
-    found = []
+    found, square = [], all_square(frame)
     for series, rows in groups:
         name = _name(series)
-        found += _title(labels.of(series), axis, full[name[:-1]][1] if name[:-1] in full else None)
+        found += _title(labels.of(series), axis, full[name[:-1]][1] if name[:-1] in full else None, square=square)
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in SHOWN if name in by_metric):
             scale = scale_of(series, metric.name)
@@ -60,7 +60,7 @@ def _lines_along(axis: str, frame: pd.DataFrame, table: pd.DataFrame, blocks: st
     per = per_unit(axis)
     over = over_text(axis) if len(over_text(axis)) <= _CHART else "chart"
     head = Text(f"  {per:<{_NAME}}{over:<{_CHART}}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
-    ended = [text for series, at in unfitted for text in _title(labels.of(series), axis, at)]
+    ended = [text for series, at in unfitted for text in _title(labels.of(series), axis, at, square=square)]
     shown = table[table["metric"].isin(SHOWN)]
     notes = [basis_note(shown), INEXACT_NOTE if any(row_mark(row) for row in shown.to_dict("records")) else ""]
     wrapped = [line for note in notes for line in textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent=_INDENT)]
@@ -80,9 +80,10 @@ _COLUMNS = 66
 _INDENT = "    "
 
 
-def _title(label: str, axis: str, full: float | None) -> list[Text]:
-    """The name of a series, and the position at which it ran out of memory."""
-    remark = "" if full is None else f"  out of memory at {places_text(axis, [full])}" if full else "  out of memory"
+def _title(label: str, axis: str, full: float | None, *, square: bool) -> list[Text]:
+    """The name of a series, and the position at which it ran out of memory; `square` if it is of square images."""
+    where = f" at {places_text(axis, [full], square=square)}" if full else ""
+    remark = "" if full is None else f"  out of memory{where}"
     *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
     fits = len(last) + len(remark) <= _WIDTH
     title = [Text(text, style="bold") for text in (*above, last)]

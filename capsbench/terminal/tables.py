@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from capsbench.axes import axis_title, per_unit
-from capsbench.frame import AXIS_COLUMN, CERTAINTY_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
+from capsbench.frame import AXIS_COLUMN, CERTAINTY_COLUMN, POSITION_COLUMN, all_square, along, axes_in, positions, without_axis
 from capsbench.sizes import Unit
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.accuracy import accuracy_cells
-from capsbench.words.along import number_text, places_text
+from capsbench.words.along import number_text, place_text, places_text
 from capsbench.words.disturbances import disturbed_by
 from capsbench.words.labels import Names, images_title
 from capsbench.words.printable import cell as text_cell
@@ -142,6 +142,7 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     images = {index: images_title([dict(row)]) for index, row in frame.iterrows()}
     for axis in axes:
         frame = without_axis(frame, axis)
+    square = all_square(frame)
     rows = frame if last is None else frame.tail(last)
     keys = series_columns(frame)
     everyone = Names(dict(series) for _, series in frame[keys].drop_duplicates().iterrows())
@@ -159,7 +160,11 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     }
     for (index, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
         dataset = [images[index]] if datasets else []
-        names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
+        names = [
+            everyone.of(dict(row[keys])),
+            *dataset,
+            *("-" if pd.isna(place) else place_text(axis, place, square=square) for axis, place in zip(axes, at, strict=True)),
+        ]
         ended = f"[yellow]{row['status']}[/]"
         figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name], units[name]) for name in _OF_A_CELL]
         out.add_row(*map(text_cell, names), *figures)

@@ -24,7 +24,7 @@ import { asLatex, asMarkdown } from "./slopetext.js";
 import { ALL, change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable, setRows } from "./tables.js";
-import { isFitted, quantity } from "./words.js";
+import { isFitted, positionsHead, positionText, quantity } from "./words.js";
 
 const KINDS = { ok: "ok", oom: "oom", skipped: "oom" };
 
@@ -56,7 +56,13 @@ function cellColumns() {
     ...reportColumn(lineOf),
     { label: "line", column: "line", value: (cell) => lineOf(cell).short, name: true },
     ...(differ(LINES.map((line) => line.dataset)) ? [dataset] : []),
-    ...AXES.map((axis) => ({ label: DATA.axes[axis].label, column: axis, value: (cell) => placeOn(axis, cell), number: true })),
+    ...AXES.map((axis) => ({
+      label: positionsHead(axis),
+      column: axis,
+      value: (cell) => placeOn(axis, cell),
+      text: (cell) => positionText(axis, placeOn(axis, cell) ?? "-"),
+      number: true,
+    })),
     ...(differ(CELLS.replicate) ? [replicate] : []),
     ...DATA.metrics.map(metricColumn),
     { label: "status", column: "status", value: statusOf, node: statusBadge },

@@ -25,7 +25,7 @@ import { endText, overAxis, paperLines } from "./overdepth.js";
 import { change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { barsText, crossesText, exactly, interval, isFitted, slopeText } from "./words.js";
+import { barsText, crossesText, exactly, interval, isFitted, positionsHead, positionText, slopeText } from "./words.js";
 
 const HEIGHTS = [
   ["close", "close to the values"],
@@ -109,7 +109,7 @@ function figureText(cell, metric) {
   return exactly(cell, metric) + (hasFailed(cell, metric) ? `, ${statusOf(cell)}` : "");
 }
 
-const axisText = (cell) => (lineOf(cell).lacks ? "none" : String(placeOf(cell)));
+const axisText = (cell) => (lineOf(cell).lacks ? "none" : positionText(axisNow(), placeOf(cell)));
 
 function drawNumbers(metric, cells, names) {
   const value = { value: (cell) => figure(cell, metric), text: (cell) => figureText(cell, metric), number: true };
@@ -119,7 +119,7 @@ function drawNumbers(metric, cells, names) {
     size: 10,
     columns: [
       { label: "line", value: (cell) => names.get(lineIndexOf(cell)), name: true },
-      { label: DATA.axes[axisNow()].label, value: placeOf, text: axisText, number: true },
+      { label: positionsHead(axisNow()), value: placeOf, text: axisText, number: true },
       { label: metric.title, ...value },
       { label: "interval", value: (cell) => (hasFigure(cell, metric) ? interval(cell, metric) : "") },
       { label: "record", value: (cell) => CELLS.key[cell] },

@@ -8,7 +8,7 @@ import { keyOf, keys } from "./keys.js";
 import { axisTitle, colourOf } from "./layout.js";
 import { MOST_LINES } from "./state.js";
 import { makeTable } from "./tables.js";
-import { grouped, heightOn, placeText, plotText, plural, quantity } from "./words.js";
+import { grouped, heightOn, placeText, plotText, plural, positionText, quantity } from "./words.js";
 
 // The unit in which the sizes of GPUs are given.
 const [GIB, GIB_NAME] = DATA.units.bytes[0];
@@ -80,7 +80,8 @@ const quantitiesText = (found) => [...new Set(found.map(({ metric }) => metric.t
 function measuredAt({ index, metric }) {
   const cells = cellsOf(index).filter((cell) => isGood(cell, metric));
   const places = [...new Set(cells.map(placeOf))].sort((one, other) => one - other);
-  const shown = places.length > 4 ? `${places[0]} to ${places.at(-1)}` : places.join(", ");
+  const texts = places.map((place) => positionText(axisNow(), place));
+  const shown = texts.length > 4 ? `${texts[0]} to ${texts.at(-1)}` : texts.join(", ");
   return placeText(axisNow(), shown);
 }
 
@@ -88,9 +89,13 @@ function measuredAt({ index, metric }) {
 function fitText({ index }, place) {
   if (place === null) return "none";
   if (place === DEEPEST) return `over ${grouped(DEEPEST)}`;
-  if (place <= Math.max(...cellsOf(index).map(placeOf))) return grouped(place);
-  const step = 10 ** Math.max(0, Math.floor(Math.log10(place)) - 1);
-  return `about ${grouped(Math.floor(place / step) * step)}`;
+  // Images of a side are known as far as their number of pixels is.
+  const { square } = DATA.axes[axisNow()];
+  const inWords = (number) => (square ? `${grouped(number)} × ${grouped(number)}` : grouped(number));
+  const number = square ? Math.floor(Math.sqrt(place)) : place;
+  if (place <= Math.max(...cellsOf(index).map(placeOf))) return inWords(number);
+  const step = 10 ** Math.max(0, Math.floor(Math.log10(number)) - 1);
+  return `about ${inWords(Math.floor(number / step) * step)}`;
 }
 
 const answersOf = (one) =>

@@ -26,7 +26,7 @@ import { axisTitle, colourOf, crossesOver, errorBars, roomyRange } from "./layou
 import { change, MOST_LINES, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { barsText, crossesText, exactly, hoverText, placeText, plural, unitFor } from "./words.js";
+import { barsText, crossesText, exactly, hoverText, placeText, plural, positionText, unitFor } from "./words.js";
 
 const MARGIN = { l: 72, r: 16, t: 14, b: 52 };
 
@@ -90,7 +90,7 @@ function drawControls(places) {
     (value) =>
       change(state.tradeoff, { [name]: of(value) });
   const [memory, time] = metricsNow();
-  const texts = places.map((one) => [String(one), String(one)]);
+  const texts = places.map((one) => [String(one), positionText(axisNow(), one)]);
   const focused = document.activeElement?.id;
   const controls = byId("tradeoff-controls");
   const memoryOptions = metricOptions((metric) => metric.bytes);

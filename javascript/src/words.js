@@ -75,7 +75,18 @@ export const crossesText = (cells) =>
   cells.some(noiseOf) ? "Points that are crossed out were disturbed while they were timed." : "";
 
 const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
-export const placeText = (axis, place) => (axis === "blocks" ? blocksText(place) : `${DATA.axes[axis].noun} ${place}`);
+
+// A position on an axis: the sides of square images, which lie at their number of pixels; a number, or some in words, as they are.
+export function positionText(axis, place) {
+  const side = DATA.axes[axis].square ? Math.round(Math.sqrt(place)) : 0;
+  return side && side * side === place ? `${side} × ${side}` : String(place);
+}
+
+export const placeText = (axis, place) =>
+  axis === "blocks" ? blocksText(place) : `${DATA.axes[axis].noun} ${positionText(axis, place)}`;
+
+// The head of a column of positions.
+export const positionsHead = (axis) => DATA.axes[axis][DATA.axes[axis].square ? "noun" : "label"];
 export const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
 
 // Where a cell lies on the axes of its report.

@@ -13,9 +13,12 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.depth import figure4 as axes_of_figure4
 from capsbench.figures.sparks import fitted_points, svg
 from capsbench.frame import to_frame
+from capsbench.options import OPTIONS
 from capsbench.page import page_html
 from capsbench.page.notebook import slopes
+from capsbench.records import Plan
 from capsbench.report import Report
+from capsbench.terminal.grid import grid_table
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
 from capsbench.words.along import axis_label, over_text, places_text
@@ -239,7 +242,7 @@ def test_the_page_over_length(tokens):
     data = data_of(html)
     assert data["axes"]["length"] == {
         "label": "length (tokens)", "title": "Length", "noun": "length", "unit": "token", "over": "over length", "option": False,
-        "doubles": False,
+        "square": False, "doubles": False,
     }  # fmt: skip
     assert data["cells"]["places"] == {"length": [64, 128, 256]}
     assert [data["texts"][one] for one in data["cells"]["place"]] == [f" --depth 2 --set length={at}" for at in (64, 128, 256)]
@@ -298,3 +301,25 @@ def test_titles_name_a_data_set_only_where_its_images_are_used():
     axes = axes_of_figure4(to_frame(("mine", record) for record in records))
     assert [row[0].get_title(loc="left").partition(":")[0] for row in axes] == ["CIFAR-10", "random 3×64×64 images"]
     assert [record.cell.label().split(", ")[1] for record in records[:2]] == ["cifar10", "random 3x64x64"]
+
+
+def test_positions_of_square_images_are_their_sides_and_a_slope_is_per_pixel(tmp_path):
+    records = [
+        make_record("rescapsnet", 1, image_shape=f"3x{side}x{side}", status=status)
+        for side, status in ((32, "ok"), (64, "ok"), (128, "oom"))
+    ]
+    (tmp_path / "mine").mkdir()
+    report = Report(tmp_path / "mine")
+    report.write_plan(Plan(command="capsbench run", cells=[record.cell for record in records], axes=["image_shape"]))
+    for record in records:
+        report.append(record)
+    assert "image size 32 × 32, 64 × 64, 128 × 128" in printed(grid_table([report.plan.cells], ["image_shape"], [[]]))
+    assert re.search(r"ResCapsNet +64 × 64 ", printed(cells_table(report.frame)))
+    assert "out of memory at image size 128 × 128" in "".join(map(str, show_lines(report.frame, report.slopes)))
+    shown = page_html([report])
+    assert "at image size 32 × 32, 64 × 64: random images of 3 channels" in shown
+    assert "Out of memory from image size 128 × 128 on" in shown
+    assert "<h1>What a pixel costs</h1>" in shown
+    assert places_text("image_shape", [4096]) == "image size 4096 pixels", "32 × 128 images have as many"
+    assert over_text("image_shape") == "over image size"
+    assert OPTIONS["image_shape"].title == "Image size"
