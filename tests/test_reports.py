@@ -40,9 +40,10 @@ def test_what_lies_in_the_folder(report):
 
 def test_it_prints_as_a_short_table(report, tmp_path):
     name = f"Report({str(report.folder)!r})"
-    head, title, *rows = str(report).splitlines()
+    head, title, conditions, *rows = str(report).splitlines()
     assert head == f"{name}: {len(report.records)} records"
     assert title == "slope per block, and its ratio to ResCapsNet"
+    assert conditions == "measured on cpu, batch 4"
     assert [row.split()[0] for row in rows[1:3]] == ["ResCapsNet", "MoCapsNet"]
     assert "10.00 MiB" in rows[1]
     assert "\x1b" not in str(report)

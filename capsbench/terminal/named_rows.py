@@ -19,10 +19,11 @@ class NamedRows:
     Args:
         heads: heads of the columns.
         left: heads of the columns whose texts begin at the left; all others end at the right.
+        title: what all rows share, above the heads, as markup; empty for none.
     """
 
-    def __init__(self, heads: Sequence[str], left: Sequence[str] = ()) -> None:
-        self._heads, self._left = list(heads), set(left)
+    def __init__(self, heads: Sequence[str], left: Sequence[str] = (), *, title: str = "") -> None:
+        self._heads, self._left, self._title = list(heads), set(left), title
         self._rows: dict[str, list[Sequence[str]]] = {}
 
     def add(self, name: str, cells: Sequence[str]) -> None:
@@ -35,11 +36,13 @@ class NamedRows:
         self._rows.setdefault(name, []).append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render header, names and rows; where even single words have no room next to each other, one text for each row."""
+        """Render title, heads, names and rows; where even single words have no room next to each other, a text for each row."""
         rendered = {name: [[console.render_str(cell) for cell in cells] for cells in rows] for name, rows in self._rows.items()}
         heads = [console.render_str(head) for head in self._heads]
         columns = zip(heads, *(cells for rows in rendered.values() for cells in rows), strict=True)
         gap, widths = _widths([[cell.plain for cell in column] for column in columns], options.max_width)
+        if self._title:
+            yield console.render_str(self._title, style="bold")
         if widths:
             yield self._part(heads, widths, gap, style="bold")
         for name, rows in rendered.items():

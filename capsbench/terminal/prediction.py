@@ -10,7 +10,7 @@ from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
 from capsbench.typed_values import is_number
 from capsbench.words.along import place_text
-from capsbench.words.labels import model_title
+from capsbench.words.labels import conditions_text, model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.slopes_in_words import INEXACT, inexact_mark
 from capsbench.words.units import bytes_text, common_unit, quantity_text
@@ -36,8 +36,9 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
     of_step = common_unit(modelled, is_bytes=False)
+    shared = conditions_text(line | {"kind": "predicted"} for line in lines)
     square = all(record.cell.configuration.images_are_square() for record in records)
-    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, METRICS["train"].head])
+    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, METRICS["train"].head], title=text_cell(shared))
     for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
         name, at = (

@@ -17,7 +17,7 @@ from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.accuracy import accuracy_cells
 from capsbench.words.along import number_text, place_text, places_text
 from capsbench.words.disturbances import disturbed_by
-from capsbench.words.labels import Names, images_title
+from capsbench.words.labels import Names, conditions_text, images_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import (
@@ -59,6 +59,7 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     if any(row_ratio(row) for row in table[table["metric"].isin(shown)].to_dict("records")):
         title += ", and its ratio to ResCapsNet"
     groups = list(by_series(table))
+    title += f"\n{shared}" if (shared := conditions_text(series for series, _ in groups)) else ""
     further = 0 if most is None else max(0, len(groups) - most)
     more = [f"and {further} more line{'' if further == 1 else 's'}"] * bool(further)
     own = table[table["metric"].isin(shown)]

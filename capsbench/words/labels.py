@@ -85,6 +85,21 @@ def is_predicted(series: Series) -> bool:
     return series.get("kind") == "predicted"
 
 
+def conditions_text(all_series: Iterable[Series]) -> str:
+    """The device and batch size that all series share: `predicted for GPU h100, batch 128`, `measured on cpu`; empty if none."""
+    listed = list(all_series)
+    devices = {(is_predicted(one), str(one["device"]).partition(":predicted")[0], plain(one.get("gpu"))) for one in listed}
+    batches = {plain(one.get("batch_size")) for one in listed}
+    words = []
+    if len(devices) == 1:
+        ((predicted, device, gpu),) = devices
+        where = "a CPU" if device == "cpu" else f"GPU {gpu}" if gpu else device
+        words.append(f"predicted for {where}" if predicted else f"measured on {device}")
+    if len(batches) == 1 and None not in batches:
+        words.append(f"batch {batches.pop()}")
+    return ", ".join(words)
+
+
 class Names:
     """Names of series that are shown together, for many series at once.
 

@@ -353,7 +353,7 @@ def test_predictions_of_several_settings_have_a_column_for_each():
         return make_record("cases:gpt2", blocks, dataset="own", device="cuda:predicted", settings=settings, **options)
 
     def rows_of(records, axes=("blocks",)):
-        return [line.split() for line in printed(predictions_table(records, axes)).splitlines()]
+        return [line.split() for line in printed(predictions_table(records, axes)).splitlines()[1:]]
 
     heads, name, *rows = rows_of([predicted(2, length=length, width=64, name="a") for length in (32, 64)])
     assert heads[:3] == ["blocks", "length", "retained"]
@@ -364,6 +364,17 @@ def test_predictions_of_several_settings_have_a_column_for_each():
     assert heads[:2] == ["length", "retained"]
     _, first, _, second, _ = rows_of([predicted(2, kind=kind) for kind in ("gru", "lstm")])
     assert (first, second) == (["cases:gpt2", "(kind=gru)"], ["cases:gpt2", "(kind=lstm)"])
+
+
+def test_tables_name_the_device_and_the_batch_that_all_of_their_rows_share():
+    records = [make_record("mocapsnet", 1, device="cuda:predicted", gpu="a100", batch_size=size) for size in (8, 16)]
+    assert printed(predictions_table(records[:1])).splitlines()[0].strip() == "predicted for GPU a100, batch 8"
+    assert printed(predictions_table(records)).splitlines()[0].strip() == "predicted for GPU a100"
+    on_cpus = [make_record("mocapsnet", 1, device=device) for device in ("cpu:predicted", "cuda:predicted")]
+    assert printed(predictions_table(on_cpus[:1])).splitlines()[0].strip() == "predicted for a CPU, batch 4"
+    assert printed(predictions_table(on_cpus)).splitlines()[0].strip() == "batch 4"
+    measured = make_frame([make_record("mocapsnet", blocks, device="cuda:0", batch_size=16) for blocks in DEPTHS])
+    assert "\nmeasured on cuda:0, batch 16" in printed(slopes_table(fitted_slopes(measured)))
 
 
 def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():
