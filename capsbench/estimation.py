@@ -17,7 +17,7 @@ from capsbench.catalog import OWN_INPUTS
 from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import OPTIONS
+from capsbench.options import OPTIONS, PREDICTED
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.prediction.search import neighbours
 from capsbench.prediction.seconds import modelled_seconds
@@ -223,7 +223,7 @@ def estimate(
     gpu: str | None = None,
     *,
     targets: Any = None,
-    device: Literal["cuda", "cpu"] = "cuda",
+    device: Literal["cuda", "cpu", "cuda:predicted", "cpu:predicted"] = "cuda",
     precision: str = "fp32",
     optimizer_step: Literal["after", "backward"] = "after",
     capacity: str | int | None = None,
@@ -249,9 +249,10 @@ def estimate(
     Raises:
         ConfigurationError: arguments exclude each other, the inputs do not fit, or the network cannot be followed without values.
     """
-    if device not in ("cuda", "cpu"):
+    device_kind = str(device).removesuffix(PREDICTED)
+    if device_kind not in ("cuda", "cpu"):
         raise ConfigurationError(f"`device` {device!r} is not a kind of device", "choose cuda or cpu")
-    if device == "cpu" and gpu is not None:
+    if device_kind == "cpu" and gpu is not None:
         raise ConfigurationError(f"`gpu` {gpu} cannot be combined with `device` cpu", "leave one of them out")
     if precision not in OPTIONS["precision"].choices:
         raise unknown_name("`precision`", precision, OPTIONS["precision"].choices)
@@ -266,8 +267,8 @@ def estimate(
         batch_size=None,
         precision=precision,
         optimizer_step="backward" if optimizer_step == "backward" else None,
-        device=f"{device}:predicted",
-        gpu=gpu_of(gpu or DEFAULT_GPU).name if device == "cuda" else None,
+        device=f"{device_kind}{PREDICTED}",
+        gpu=gpu_of(gpu or DEFAULT_GPU).name if device_kind == "cuda" else None,
         capacity=None if capacity is None else parse_bytes("`capacity`", str(capacity)),
     )
     step = trace_for(configuration, live=case)

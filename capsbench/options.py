@@ -25,6 +25,9 @@ WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected
 PREDICTED = ":predicted"
 """Suffix of the name of a device that nothing runs on."""
 
+PREDICTED_DEVICES = (f"cuda{PREDICTED}", f"cpu{PREDICTED}")
+"""Devices for which a step can be traced without them."""
+
 DEEPEST = 100_000
 """Largest number of blocks that can be asked for, and at which a search for the deepest network ends."""
 

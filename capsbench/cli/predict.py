@@ -16,7 +16,7 @@ from capsbench.cli.typed import refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, axis_named
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.options import SWEPT_OPTIONS
+from capsbench.options import PREDICTED, PREDICTED_DEVICES, SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration, Plan
 from capsbench.words.along import places_text
 from capsbench.words.units import bytes_text
@@ -30,7 +30,12 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 @BASIS_OPTION
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@cell_option("device", type=OneOf(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option(
+    "device",
+    type=OneOf(["cuda", "cpu", *PREDICTED_DEVICES]),
+    default="cuda",
+    help="Device to predict for: cuda or cpu, with or without the ending :predicted that other commands need.",
+)
 @cell_option("threads", help="Threads of the CPU that seconds are modelled for; by default torch's own number.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
@@ -62,6 +67,7 @@ def command(
     """
     from capsbench.cli.sweeps import asked_cells, quick_values, sweep, typed_axes, typed_forms
 
+    device = device.removesuffix(PREDICTED)
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if device != "cpu" and given["threads"] is not None:
         raise ConfigurationError(

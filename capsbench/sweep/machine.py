@@ -10,9 +10,7 @@ import torch
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.measure.environment import default_threads
-
-PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
-"""Devices for which a step can be traced without them."""
+from capsbench.options import PREDICTED_DEVICES
 
 
 def machine_options(

@@ -20,7 +20,7 @@ from capsbench.cases.foreign import refuse_while_importing
 from capsbench.catalog import STACKED
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.measure.group import check_measurable
-from capsbench.options import SWEPT_OPTIONS
+from capsbench.options import PREDICTED, SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass, Plan, axes_of
 from capsbench.report import Report
 from capsbench.sweep.asked import QUICK, Sweep
@@ -151,7 +151,7 @@ def predict(
     vary: Mapping[str, Any] | None = None,
     basis: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
-    device: Literal["cuda", "cpu"] = "cuda",
+    device: Literal["cuda", "cpu", "cuda:predicted", "cpu:predicted"] = "cuda",
     gpu: str | None = None,
     threads: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -169,7 +169,7 @@ def predict(
             "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
         basis: terms of costs over an axis, such as `{"length": "1,n,n²"}`; by default those that fit.
         settings: values of what cases take by name, each a value or a list of values.
-        device: the kind of device to predict for.
+        device: the kind of device to predict for, with or without the ending that `run` needs.
         gpu: the GPU to predict for, by default an H100.
         threads: threads of the CPU to predict for, by default torch's own number.
         out: folder of the report; by default it is in memory alone.
@@ -184,7 +184,7 @@ def predict(
     """
     given = locals() | {"options": _options(predict, options)}
     refuse_while_importing()
-    machine = machine_options(f"{device}:predicted", gpu, threads, vary or ())
+    machine = machine_options(f"{str(device).removesuffix(PREDICTED)}{PREDICTED}", gpu, threads, vary or ())
     plan = _plan(predict, given, machine, passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)

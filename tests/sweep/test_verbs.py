@@ -150,6 +150,15 @@ def test_a_quick_prediction_of_another_shape_has_the_options_of_the_command_line
     assert [(cell.configuration.blocks, cell.configuration.batch_size) for cell in cells] == [(1, 16), (2, 16), (3, 16)]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_device_to_predict_for_is_named_as_for_run_too(kind, command):
+    plain, ending = (capsbench.predict("rescapsnet", depths=1, device=device, **SMALL) for device in (kind, f"{kind}:predicted"))
+    assert plain.records[0].cell == ending.records[0].cell
+    options = ("--batch-size", 1, "--capsules", 2, "--kernel", "reference", "--depth", 1, "--device", f"{kind}:predicted")
+    typed = command("predict", "--models", "rescapsnet", *options, "--json")
+    assert [Cell.model_validate(one["cell"]) for one in json.loads(typed.stdout)] == [plain.records[0].cell]
+
+
 def test_an_argument_of_run_is_explained_where_a_prediction_has_none():
     with pytest.raises(ConfigurationError, match="takes no argument `samples`: it measures nothing\nleave it out"):
         capsbench.predict("rescapsnet", depths=1, samples=-1)
