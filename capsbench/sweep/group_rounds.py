@@ -211,8 +211,8 @@ def what_more_would_buy(slopes: SlopesSoFar, rounds: int, plan: Plan) -> str:
     elif share > 2:
         text = f"a slope of training time cannot be distinguished from 0 after {rounds} rounds"
     else:
-        text = f"after {rounds} rounds the slopes of training time are known to ± {share / 2:.0%}"
-        text += f", where ± {asked / 2:.0%} was asked for" if share > asked else ""
+        text = f"after {rounds} rounds the 95 % intervals of slopes of training time are up to {share:.0%} of the slope wide"
+        text += f", where {asked:.0%} was asked for (`slope_share`)" if share > asked else ""
     if share is not None:
         more_seconds = share > asked and plan.budget_seconds
         longer = f"`time_budget` {4 * plan.budget_seconds:g}" if more_seconds else "four times as many rounds"

@@ -75,7 +75,7 @@ class Progress(Display):
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Show a round of cells that take turns."""
-        known = "" if state.slopes_share is None else f", {_known(state.slopes_share / 2)}"
+        known = "" if state.slopes_share is None else f", {_known(state.slopes_share)}"
         rounds = state.rounds
         self._taking = max(self._taking, len(state.cells))
         where = " on a worker" if rounds is None else f": round {rounds}{known}"
@@ -135,8 +135,8 @@ class Progress(Display):
 
 
 def _known(share: float) -> str:
-    """Text on the slopes so far, of which this is half the width of the widest interval over its slope."""
-    return f"slopes known to ± {share:.0%} so far" if share <= 1 else "slopes not yet known"
+    """Text on the slopes so far, of which this is the width of the widest interval over its slope."""
+    return f"intervals of slopes up to {share:.0%} of the slope wide so far" if share <= 2 else "slopes not yet known"
 
 
 def _one_line(record: Record, message: str | None) -> str:

@@ -500,7 +500,7 @@ def test_timing_ends_by_the_slopes_that_a_report_gives(tmp_path, process):
     widths = (table["slope_high"] - table["slope_low"]) / table["slope"]
     (one,) = process.started
     assert len(one.orders) > 12, "the parts that grow would have been enough after twelve rounds"
-    assert f"after {len(one.orders)} rounds the slopes of training time are known to ± {max(widths) / 2:.0%}" in heard[0]
+    assert f"after {len(one.orders)} rounds the 95 % intervals of slopes of training time are up to {max(widths):.0%}" in heard[0]
     assert "so that more `processes` would help more" in heard[0]
 
 
@@ -532,12 +532,12 @@ def test_the_state_is_what_observers_hear(tmp_path, process):
             0.0,
             20,
             [
-                "known to ± 5%",
+                " of the slope wide; with four",
                 "with four times as many rounds the widest interval would be about 0% narrower",
                 "more `processes` would help",
             ],
         ),
-        (0.5, 10, ["where ± 10% was asked for", "with `time_budget` 40 the widest interval would be about 4"]),
+        (0.5, 10, ["where 20% was asked for (`slope_share`)", "with `time_budget` 40 the widest interval would be about 4"]),
         (0.0, 0, ["5 rounds are too few"]),
     ],
 )

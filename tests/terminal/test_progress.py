@@ -41,8 +41,8 @@ def shown(left, share=None, rounds=4):
     [
         (None, "times of 0 cells in turn: round 4;"),
         (7.1, "round 4, slopes not yet known;"),
-        (2.0, "slopes known to ± 100% so far"),
-        (0.4, "slopes known to ± 20% so far"),
+        (2.0, "intervals of slopes up to 200% of the slope wide so far"),
+        (0.4, "intervals of slopes up to 40% of the slope wide so far"),
     ],
 )
 def test_a_slope_that_is_hardly_known_is_called_so(share, text):
