@@ -28,6 +28,9 @@ PREDICTED = ":predicted"
 PREDICTED_DEVICES = (f"cuda{PREDICTED}", f"cpu{PREDICTED}")
 """Devices for which a step can be traced without them."""
 
+LISTED = "'capsbench list' has them"
+"""End of the help of an option whose names are many."""
+
 DEEPEST = 100_000
 """Largest number of blocks that can be asked for, and at which a search for the deepest network ends."""
 
@@ -357,7 +360,7 @@ class Configuration(BaseModel):
         Option(
             flag="--gpu",
             title="GPU predicted for",
-            help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.",
+            help=f"The GPU that cuda:predicted is for (h100); {LISTED}.",
         ),
     ] = None
     """The GPU that a prediction for CUDA is for; None elsewhere."""

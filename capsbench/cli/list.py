@@ -1,5 +1,6 @@
 """`capsbench list`: every name that an option takes on this machine."""
 
+import re
 from pathlib import Path
 
 import click
@@ -10,7 +11,8 @@ from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION
 from capsbench.devices import GPUS
 from capsbench.errors import ConfigurationError
-from capsbench.options import AXES_OF_FIELDS, OPTIONS, noun_of
+from capsbench.option_type import Option
+from capsbench.options import AXES_OF_FIELDS, LISTED, OPTIONS, noun_of
 from capsbench.stats.metrics import METRICS
 from capsbench.words.units import bytes_text
 
@@ -43,7 +45,6 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     from capsbench.routing import algorithms, kernels
 
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
-    options = OPTIONS.values()
     sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample is used in its place"}
 
     def source(name: str) -> str:
@@ -57,7 +58,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         f"datasets (looked for in {directory or data_directory()})": {
             name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source(name)}" for name, spec in SPECS.items()
         },
-        "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
+        "options": {one.flag: _help(one) for one in OPTIONS.values()},
         "axes": {
             IMAGE_SIZE if axis == "image_shape" else axis: f"{axis_title(axis)}, for slopes {per_unit(axis)}"
             for axis in AXES_OF_FIELDS
@@ -72,6 +73,13 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     }
 
 
+def _help(option: Option) -> str:
+    """The help of an option in the list itself, with its default."""
+    text = option.help.replace(LISTED, "they are listed below")
+    return text if option.default is None else f"{text} [{option.default}]"
+
+
 def _first_sentence(kind: object) -> str:
-    """The first sentence of the docstring of a class or function."""
-    return (kind.__doc__ or "").splitlines()[0].partition(". ")[0].removesuffix(".") + "."
+    """The first sentence of the docstring of a class or function, which ends where another one or the line does."""
+    line = (kind.__doc__ or "").strip().partition("\n")[0]
+    return re.split(r"(?<=\.) (?=[A-Z`])", line)[0].removesuffix(".") + "."

@@ -16,7 +16,7 @@ from capsbench.cli.typed import refuse_given
 from capsbench.cli.types import FOLDER, OneOf, Parsed, axis_named
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.options import PREDICTED, PREDICTED_DEVICES, SWEPT_OPTIONS
+from capsbench.options import LISTED, PREDICTED, PREDICTED_DEVICES, SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration, Plan
 from capsbench.words.along import places_text
 from capsbench.words.units import bytes_text
@@ -29,7 +29,7 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 @MODEL_OPTIONS
 @BASIS_OPTION
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
-@cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
+@cell_option("gpu", help=f"GPU to predict for (h100); {LISTED}.")
 @cell_option(
     "device",
     type=OneOf(["cuda", "cpu", *PREDICTED_DEVICES]),

@@ -241,6 +241,10 @@ def test_list_names_everything(command):
     text = command("list").stdout
     for name in [*BUILT_IN, *SPECS, *algorithms(), *KERNELS, *FRONTS, *STRATEGIES, *INVERSES, *OPTIMIZER_STEPS, *MEMORY_METRICS]:
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+    assert "(Xi et al. 2017)." in text, "no description ends within an abbreviation"
+    assert "'capsbench list'" not in text
+    assert "(h100); they are listed below." in text
+    assert "image_shape" not in text
 
 
 @pytest.mark.slow
