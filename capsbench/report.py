@@ -40,7 +40,7 @@ class Report(ReportFolder):
     Records that another process appends meanwhile are seen after `refresh`.
 
     Args:
-        folder: made when something is written; None for a report that is in memory alone.
+        folder: made when something is written, and an error where it is read before; None for a report in memory alone.
     """
 
     def _forget_results(self) -> None:
@@ -311,7 +311,7 @@ class Report(ReportFolder):
         try:
             return f"{super().__repr__()}: {report_text(self.frame, self.slopes) if self.records else 'no records'}"
         except StoreError as error:
-            return f"{super().__repr__()}: {error.what}"
+            return f"{super().__repr__()}: {error}"
 
     def _repr_html_(self) -> str:
         """Return the slopes as a table, and figure 4."""
@@ -321,6 +321,8 @@ class Report(ReportFolder):
 
     def _nothing(self) -> StoreError:
         """Return the error of a report without a record."""
+        if not self.folder.is_dir():
+            return files.no_folder(self.folder)
         if not self.path.exists():
             below = files.report_folders(self.folder)
             names = ", ".join(str(one.relative_to(self.folder)) for one in below[:8])

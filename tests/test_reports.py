@@ -52,7 +52,8 @@ def test_it_prints_as_a_short_table(report, tmp_path):
     alone = Report(write_report(tmp_path / "alone", [make_record("mocapsnet", 2)]))
     assert str(alone).splitlines()[0].endswith(": 1 record")
     assert str(alone).splitlines()[-1].split()[:2] == ["MoCapsNet", "2"]
-    assert str(Report(tmp_path / "nowhere")) == f"Report({str(tmp_path / 'nowhere')!r}): no records"
+    (tmp_path / "empty").mkdir()
+    assert str(Report(tmp_path / "empty")) == f"Report({str(tmp_path / 'empty')!r}): no records"
 
 
 def test_a_report_of_many_lines_prints_the_first_of_them(tmp_path):
@@ -64,11 +65,24 @@ def test_a_report_of_many_lines_prints_the_first_of_them(tmp_path):
 
 def test_the_constructor_touches_nothing(tmp_path):
     report = Report(tmp_path / "nowhere")
-    assert report.records == []
     assert report.plan is None
+    assert report.settled() == set()
     assert not any(tmp_path.iterdir())
-    with pytest.raises(StoreError, match="does not exist"):
-        _ = report.frame
+
+
+def test_a_folder_that_does_not_exist_is_an_error_that_names_the_nearest_one(tmp_path):
+    (tmp_path / "reports" / "mine").mkdir(parents=True)
+    near, far = Report(tmp_path / "reprots" / "mine"), Report(tmp_path / "nowhere" / "at" / "all")
+    for name in ("records", "frame", "slopes", "summary"):
+        with pytest.raises(StoreError, match=rf"reprots/mine does not exist\ndid you mean {tmp_path}/reports/mine\? If not, "):
+            getattr(near, name)
+        with pytest.raises(StoreError, match=rf"nowhere/at/all does not exist\nthe nearest folder that exists is {tmp_path}; "):
+            getattr(far, name)
+    assert str(near).splitlines()[1].startswith(f"did you mean {tmp_path}/reports/mine?")
+    assert Report(tmp_path / "reports" / "mine").records == [], "a folder without records is empty"
+    with far.lock():
+        far.append(make_record())
+    assert len(far.records) == len(Report(far.folder).records) == 1, "a report that is to be written needs no folder"
 
 
 def test_figures_are_computed_once_and_again_after_a_record(report):

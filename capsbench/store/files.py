@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.records import Plan, Record, Round, newer_than_known
 from capsbench.system.durable import sync_folder
-from capsbench.system.paths import expanded
+from capsbench.system.paths import absolute, expanded
 from capsbench.timeline import Timeline
 
 RECORDS, PLAN, ENVIRONMENT, TIMELINE = "records.jsonl", "plan.json", "environment.json", "timeline.json"
@@ -157,12 +158,30 @@ def report_folders(root: Path) -> list[Path]:
     """
     root = expanded(root)
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise StoreError(f"{root} {what}", "give a folder that 'capsbench run' has written")
+        raise no_folder(root)
     found = sorted(Path(folder) for folder, _, names in os.walk(root, onerror=_unreadable) if RECORDS in names)
     if not found:
         raise StoreError(f"{root} holds no records", "give a folder that 'capsbench run' has written, or run it first")
     return found
+
+
+def no_folder(folder: Path) -> StoreError:
+    """Return the error of a folder of reports that does not exist, with the nearest one that does."""
+    if folder.exists():
+        return StoreError(f"{folder} is not a folder", "give a folder that 'capsbench run' has written")
+    # The last part that exists, and beneath it a folder whose name is like that of the first part that does not.
+    missing, nearest = folder, folder.parent
+    while not nearest.is_dir() and nearest != nearest.parent:
+        missing, nearest = nearest, nearest.parent
+    try:
+        beneath = {one.name: one for one in sorted(nearest.iterdir()) if one.is_dir()}
+    except OSError:
+        beneath = {}
+    rest = folder.relative_to(missing)
+    alike = [beneath[name] for name in get_close_matches(missing.name, beneath, n=1)]
+    found = [one / rest if (one / rest).is_dir() else one for one in alike]
+    where = f"did you mean {found[0]}? If not, " if found else f"the nearest folder that exists is {absolute(nearest)}; "
+    return StoreError(f"{folder} does not exist", f"{where}give a folder that 'capsbench run' has written")
 
 
 def nothing_to_read(*roots: Path) -> StoreError:

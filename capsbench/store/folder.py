@@ -146,9 +146,11 @@ class ReportFolder:
         """The last record of each cell, in the order of first mention.
 
         Raises:
-            StoreError: the file cannot be opened, or holds a record of a newer schema.
+            StoreError: the folder does not exist, the file cannot be opened, or holds a record of a newer schema.
         """
         self._read()
+        if not self._records and self._folder is not None and not self._folder.is_dir():
+            raise files.no_folder(self._folder)
         if not self._rounds:
             return list(self._records or ())
         return with_rounds(self._records or (), self._rounds)

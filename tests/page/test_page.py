@@ -363,13 +363,17 @@ def test_damaged_files_cost_themselves_alone(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what", "hint"),
     [
-        (("report", "nowhere"), "nowhere does not exist", "give a folder that 'capsbench run' has written"),
+        (
+            ("report", "nowhere"),
+            "nowhere does not exist",
+            "did you mean newer? If not, give a folder that 'capsbench run' has written",
+        ),
         (("report", "empty"), "empty holds no records", "give a folder"),
         (("report", "mine", "--out", "empty"), "--out empty is a folder", "name a file, such as empty/index.html"),
         (("report", "mine", "--out", "file/page.html"), "--out file/page.html cannot be written", "choose a file"),
         (("report", "nothing"), "nothing holds no record that can be read", "measure first"),
         (("report", "newer"), "newer/inside/timeline.json has schema version 999", "upgrade capsbench"),
-        (("show", "nowhere"), "nowhere does not exist", "give a folder"),
+        (("show", "nowhere"), "nowhere does not exist", "did you mean newer? If not, give a folder"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_two_lines(command, tmp_path, arguments, what, hint):
