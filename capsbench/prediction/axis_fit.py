@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from capsbench.axes import IMAGE_SIZE
+from capsbench.axes import IMAGE_SIZE, axis_title
 from capsbench.catalog import OWN_INPUTS
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, OPTIONS
@@ -41,8 +41,11 @@ def largest_on_axis(configuration: Configuration, axis: str, looking: Looking | 
     reason = f"no more than {MOST_ON_AXIS:,} was looked at"
     if failing is not None:
         beyond = values.at(series.value(failing))
-        why = f"makes no network: {beyond}" if isinstance(beyond, str) else f"does not: {beyond.reason}"
-        reason = f"{series.value(failing):,} {why}"
+        value = f"{series.value(failing):,}"
+        if isinstance(beyond, str):
+            reason = f"no network can be made with {axis_title(axis).lower()} {value}: {beyond}"
+        else:
+            reason = f"{value} does not: {beyond.reason}"
     found = values.at(fitting) if fitting else ""
     nbytes = None if isinstance(found, str) else taken(found)
     return Fit(
@@ -122,9 +125,12 @@ class _Values:
     @property
     def left_out(self) -> str:
         """The values that were not looked at, as the end of a sentence; empty if there are none."""
-        if self.series.step is None:
-            return f"; of values that double, as {3 * self.start:,} makes no network"
-        return f"; in steps of {self.stride:,}, as {self.start + 1:,} makes no network" if self.stride > 1 else ""
+        if self.series.step is not None and self.stride == 1:
+            return ""
+        title, doubles = axis_title(self._axis).lower(), self.series.step is None
+        tried = "that double" if doubles else f"in steps of {self.stride:,}"
+        without = 3 * self.start if doubles else self.start + 1
+        return f"; only values {tried} were tried, because no network can be made with {title} {without:,}"
 
 
 def axes_to_fit(configuration: Configuration) -> list[str]:

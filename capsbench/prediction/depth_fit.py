@@ -7,6 +7,7 @@ from typing import NamedTuple
 from capsbench.options import DEEPEST
 from capsbench.prediction.predict import Prediction
 from capsbench.prediction.search import Fit, taken
+from capsbench.sizes import mebibytes_text
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
@@ -73,7 +74,7 @@ def deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction], *, 
             guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
         fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
     most = max(growth.per_block for growth in _growths(known, fitting))
-    reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {most:,.0f} bytes"
+    reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {mebibytes_text(most)}"
     return Fit("depth", fitting, taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
 
 
@@ -95,7 +96,7 @@ def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, nbytes:
     largest = max(growths, key=lambda growth: growth.after(reached - deepest))
     reason = f"more than {reached:,} was not looked at"
     if largest.per_block:
-        reason = f"each block adds up to {largest.per_block:,.0f} bytes"
+        reason = f"each block adds up to {mebibytes_text(largest.per_block)}"
     even = all(growth.even for growth in growths)
     if not even:
         reason += f", and not always the same up to {deepest} blocks"

@@ -14,6 +14,7 @@ from capsbench.errors import CapsbenchError, ConfigurationError, one_line
 from capsbench.prediction.apart import call_for
 from capsbench.prediction.seconds import calibrated_speed, modelled_seconds
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
+from capsbench.sizes import mebibytes_text
 from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
 from capsbench.tracing.step_trace import TracedInference, TracedStep, step_figures, trace_step
 from capsbench.tracing.trace import INFERENCE, Trace
@@ -136,7 +137,9 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
     if gpu is None:
         peak, room = max(phase.peak for phase in step.trace.phases().values()), configuration.capacity
         fits = room is None or peak <= room
-        reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
+        reason = ""
+        if room is not None and not fits:
+            reason = f"the highest point of the step takes {mebibytes_text(peak - room)} more than {mebibytes_text(room)}"
         return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room, exchanged)
     room = configuration.capacity or gpu.memory_bytes
     # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
@@ -146,7 +149,8 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         return Prediction(figures, True, "", room, exchanged)
     except OutOfMemory as error:
         figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
-        return Prediction(figures, False, error.what, room, exchanged)
+        context = f"; the driver's context takes {mebibytes_text(gpu.context_bytes)} more of {mebibytes_text(room)}"
+        return Prediction(figures, False, error.what + context, room, exchanged)
 
 
 def _gpu(configuration: Configuration) -> Gpu | None:

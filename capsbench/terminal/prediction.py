@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from capsbench.axes import axis_title
 from capsbench.catalog import OWN_INPUTS
+from capsbench.devices import gpu_of
 from capsbench.gate.findings import Labels
 from capsbench.records import Configuration, Record
+from capsbench.sizes import mebibytes_text
 from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
 from capsbench.typed_values import is_number
@@ -13,7 +15,7 @@ from capsbench.words.along import place_text
 from capsbench.words.labels import conditions_text, model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.slopes_in_words import INEXACT, inexact_mark
-from capsbench.words.units import bytes_text, common_unit, quantity_text
+from capsbench.words.units import common_unit, quantity_text
 
 _COLUMNS = {METRICS[name].head: METRICS[name].column for name in ("retained", "peak", "reserved", "process")}
 """Columns of memory in a table, with the field of each."""
@@ -117,9 +119,18 @@ def fit_text(
     if not value:
         smallest = f"1 of {unit}" if unit else f"a smaller {noun}"
         return f"{title}: not even {smallest} fits {where}: {reason}"
-    found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
+    found = "" if memory_bytes is None else _share_text(configuration, memory_bytes)
     sure = "at least " if not bounded else "" if traced else "about "
     how = "" if traced else f", extrapolated from how bytes grow up to {looked_at} blocks"
     why = f"; {reason}" if reason else ""
     fitting = f"{sure}{value:,} {unit} fit" if unit else f"{noun} {sure}{value:,} fits"
     return f"{title}: {fitting} {where}{found}{how}{why}"
+
+
+def _share_text(configuration: Configuration, nbytes: int) -> str:
+    """Text `, 15,339.50 MiB of its 15,360.00 MiB (384.00 MiB for the driver's context)`, in the unit of reasons."""
+    gpu = None if configuration.gpu is None else gpu_of(configuration.gpu)
+    room = configuration.capacity or (gpu.memory_bytes if gpu else None)
+    of_all = "of its memory" if room is None else f"of its {mebibytes_text(room)}"
+    context = f" ({mebibytes_text(gpu.context_bytes)} for the driver's context)" if gpu else ""
+    return f", {mebibytes_text(nbytes)} {of_all}{context}"

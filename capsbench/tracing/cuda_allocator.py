@@ -145,7 +145,8 @@ class CachingAllocator:
             if not self._fits(nbytes):
                 mebibytes = [nbytes / MIB for nbytes in (size, self.capacity or 0, self.allocated, self.reserved)]
                 raise OutOfMemory(
-                    "{:,.2f} MiB more do not fit: of {:,.2f} MiB, {:,.2f} are allocated and {:,.2f} reserved".format(*mebibytes),
+                    "{:,.2f} MiB more do not fit into {:,.2f} MiB for tensors, of which {:,.2f} are allocated and {:,.2f} "
+                    "reserved".format(*mebibytes),
                     "give the device more memory, or reduce what the step needs",
                 )
         block = Block(nbytes, self._next_address, pool)

@@ -11,22 +11,25 @@ from rich.console import Console
 
 from capsbench.cli.output import console_of, files_line, no_slopes
 from capsbench.cli.sweeps import _conclude
+from capsbench.devices import gpu_of
 from capsbench.figures.legends import legend_text
 from capsbench.page import page_html
 from capsbench.records import Plan
 from capsbench.report import Report
+from capsbench.sizes import mebibytes_text
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
-from capsbench.terminal.prediction import certainty_note, predictions_table
+from capsbench.terminal.prediction import certainty_note, fit_text, predictions_table
 from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
+from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
 from capsbench.words.cost_sentence import named_memory
 from capsbench.words.faults import again_sentence, fault_sentences
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import INEXACT_NOTE, row_cost, row_ratio
 from capsbench.words.units import common_unit, duration_range, quantity_text
-from helpers.made import MIB, make_frame, make_record, make_turns, make_varied, write_report
+from helpers.made import MIB, make_configuration, make_frame, make_record, make_turns, make_varied, write_report
 
 DEPTHS = (1, 2, 3, 4)
 
@@ -375,6 +378,23 @@ def test_tables_name_the_device_and_the_batch_that_all_of_their_rows_share():
     assert printed(predictions_table(on_cpus)).splitlines()[0].strip() == "batch 4"
     measured = make_frame([make_record("mocapsnet", blocks, device="cuda:0", batch_size=16) for blocks in DEPTHS])
     assert "\nmeasured on cuda:0, batch 16" in printed(slopes_table(fitted_slopes(measured)))
+
+
+def test_a_fit_has_one_unit_and_names_the_part_of_the_driver():
+    taken = 15_339 * MIB
+    configuration = make_configuration("rescapsnet", 8, device="cuda:predicted", gpu="t4", threads=None)
+    gpu = gpu_of("t4")
+    with pytest.raises(OutOfMemory) as full:
+        CachingAllocator(gpu.memory_bytes - gpu.context_bytes).allocate(16_000 * MIB)
+    known = {"what": "batch", "value": 32, "bounded": True, "traced": True, "looked_at": 33, "memory_bytes": taken}
+    text = fit_text(configuration, reason=f"33 do not: {full.value.what}", **known)
+    assert text == (
+        "ResCapsNet: 32 images at 8 blocks fit t4, 15,339.00 MiB of its 15,360.00 MiB (384.00 MiB for the driver's context); 33 "
+        "do not: 16,000.00 MiB more do not fit into 14,976.00 MiB for tensors, of which 0.00 are allocated and 0.00 reserved"
+    )
+    on_cpu = make_configuration("rescapsnet", 8, device="cpu:predicted", capacity=8 * MIB)
+    assert "fit this CPU, 7.50 MiB of its 8.00 MiB; " in fit_text(on_cpu, reason="x", **(known | {"memory_bytes": 7.5 * MIB}))
+    assert mebibytes_text(301) == "301 bytes"
 
 
 def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():

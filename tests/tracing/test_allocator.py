@@ -124,7 +124,7 @@ def test_a_request_that_does_not_fit_is_refused_with_its_numbers_and_changes_not
     allocator = CachingAllocator(capacity=8 * MIB)
     allocator.allocate(MIB // 2)
     before = counters(allocator)
-    said = r"^10\.00 MiB more do not fit: of 8\.00 MiB, 0\.50 are allocated and 2\.00 reserved\n.*memory"
+    said = r"^10\.00 MiB more do not fit into 8\.00 MiB for tensors, of which 0\.50 are allocated and 2\.00 reserved\n.*memory"
     with pytest.raises(OutOfMemory, match=said) as full:
         allocator.allocate(10 * MIB)
     assert isinstance(full.value, CapsbenchError)
