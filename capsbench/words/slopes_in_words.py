@@ -86,10 +86,13 @@ def row_slope(row: Row, unit: Unit | None = None) -> str:
 
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:
-    """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`."""
+    """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`.
+
+    A line that cannot be distinguished from none is left out: `48 B per pair of tokens`.
+    """
     axis, shape = str(row[AXIS_COLUMN]), row_shape(row)
     term = slope_text(row["term"], row["term_low"], row["term_high"], is_bytes=is_bytes)
-    if shape == "inverse":
+    if shape == "inverse" or row["slope_low"] <= 0 <= row["slope_high"]:
         return f"{term} {term_unit(axis, shape)}"
     slope = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
     return f"{slope} {per_unit(axis)} and {term} {term_unit(axis, 'quadratic')}"
