@@ -10,9 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -36,6 +39,7 @@ from capsbench.tracing.scratch import may_take, most_bytes, numbers_bytes, scrat
 from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
     added_biases,
+    arrays,
     calls_noted,
     deep_copies,
     initial_values,
@@ -108,6 +112,7 @@ def _forms_without_values(follow: "Follow") -> Iterator[None]:
         initial_values(),
         unpacking(),
         lengths_as_numbers(),
+        arrays(follow.array),
         without_its_log(),
     ):
         yield
@@ -216,10 +221,7 @@ class Follow(Operators):
             with unset_fake_temporarily():
                 return with_values.run()
         if call.packet is torch.ops.aten.lift_fresh and not isinstance(call.tensors[0], FakeTensor):
-            # These are numbers of which `torch.tensor` makes one.
-            lifted = self.values.stand_in(call.tensors[0], call.tensors[0].device)
-            self.blocks.follow(lifted)
-            return lifted
+            return self._lifted(call.tensors[0])
         given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
@@ -247,6 +249,13 @@ class Follow(Operators):
         if self._indices and _is_of_indices(call):
             return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs)
         return None
+
+    def _lifted(self, tensor: Tensor) -> Tensor:
+        """The stand-in for a tensor that was just made of numbers, or of an array, whose memory is not the allocator's."""
+        lifted = self.values.stand_in(tensor, tensor.device)
+        if tensor.untyped_storage().resizable():
+            self.blocks.follow(lifted)
+        return lifted
 
     def _taken_apart(self, given: Call) -> Any:
         """Run an operator that is made of others.
@@ -317,6 +326,17 @@ class Follow(Operators):
         if dtype == torch.bool:
             return False
         return 0.0 if dtype.is_floating_point else 0
+
+    def array(self, tensor: Tensor) -> NDArray[Any]:
+        """The values of a tensor as an array, which shares those that are known; any other value that is read is 0."""
+        known = self.values.of(tensor)
+        with _disable_current_modes():
+            if known is not None:
+                return known.detach().numpy()
+            kind = torch.empty(0, dtype=tensor.dtype).numpy().dtype  # torch refuses types that NumPy lacks
+        self._count_read()
+        self.notes[_READS] = None
+        return np.zeros(tuple(tensor.shape), dtype=kind)
 
     def _made(self, call: Call) -> Any:
         """Run an operator that is made of no others, and follow what it returns."""

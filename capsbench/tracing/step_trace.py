@@ -48,7 +48,7 @@ MANY_BLOCKS = 64
 
 _LONGEST_REASON = 200
 
-_VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "numpy", "storage", "subclass")
+_VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "for 'meta'", "numpy", "storage", "subclass")
 """Words of errors that a step has because its tensors have no values."""
 
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
@@ -190,7 +190,7 @@ def untraceable(model: str, error: BaseException, *, zeros_seen: bool = False) -
     if any(word in f"{type(error).__module__} {error}".lower() for word in _VALUES):
         return ConfigurationError(
             f"model '{model}' cannot be traced without values: {reason}",
-            "a trace has shapes alone: keep numpy, files and values of tensors out of construction and step, or measure it",
+            "a trace has shapes alone: keep raw memory, files and values of tensors out of construction and step, or measure it",
         )
     return step_error(model, error, otherwise=", or measure it, if it needs values, which a trace has not", most=_LONGEST_REASON)
 
