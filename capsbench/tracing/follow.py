@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
+from capsbench.records import LOWER_BOUND
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.blocks import Blocks, Recording, current_node
 from capsbench.tracing.collectives import collective_bytes, is_collective, resized_storages
@@ -61,7 +62,9 @@ _READS = "the model reads a tensor's value, for which the trace takes 0"
 _ALL_TRUE = "the model asks if all values of a tensor are true, which the trace takes to be so"
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
-_MASKS = "sizes of tensors depend on values, such as a mask's, and the trace takes 0: nothing is chosen, so bytes may be too few"
+_MASKS = (
+    f"sizes of tensors depend on values, such as a mask's, and the trace chooses nothing: {LOWER_BOUND}, and a run may take more"
+)
 _MASKED_FILL = {torch.ops.aten.masked_fill, torch.ops.aten.masked_fill_}
 _OTHER_WAY = "{} takes another way where values can be read, and other memory: counted as without values"
 _READ_IN_BACKWARD = {

@@ -21,7 +21,7 @@ from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
-from capsbench.records import Configuration, StepFigures
+from capsbench.records import LOWER_BOUND, Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, module_classes, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
@@ -99,6 +99,11 @@ class TracedStep:
     """Class of each module by its name."""
     freed_gradient_bytes: int = 0
     """Bytes of the gradients of the step before that forward freed."""
+
+    @property
+    def lower_bound(self) -> bool:
+        """True if a note says that the step takes at least these bytes, and may take more."""
+        return any(LOWER_BOUND in note for note in self.notes)
 
     @property
     def retained_bytes(self) -> int:
