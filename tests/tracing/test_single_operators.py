@@ -139,6 +139,14 @@ def test_an_operator_takes_what_is_predicted(name):
     assert follow(OPERATORS[name]) == run(OPERATORS[name])
 
 
+def test_a_window_takes_the_same_memory_each_time():
+    """It is the part of a longer one, which torch would forget where it makes the same window without values again."""
+    real = torch.hann_window(20).untyped_storage().nbytes()
+    for _ in range(2):
+        with following("cpu"):
+            assert [torch.hann_window(20).untyped_storage().nbytes() for _ in range(2)] == [real, real]
+
+
 OTHER_WAYS: dict[str, Function] = {
     "masked_fill of a constant": lambda y: torch.zeros(16, 8).masked_fill(MASK, y[0, 0]),
     "cumprod": lambda y: y.cumprod(1),
