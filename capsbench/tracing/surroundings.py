@@ -181,6 +181,22 @@ def arrays(values: Callable[[Tensor], NDArray[Any]]) -> AbstractContextManager[N
     return replaced(FakeTensor, "numpy", numpy)
 
 
+def counted_copies() -> AbstractContextManager[None]:
+    """Copy storages, as a deep copy of a buffer does, in memory of the allocator of tensors: torch itself goes around it."""
+    return replaced(torch.UntypedStorage, "clone", _copied_storage)
+
+
+_real_clone: Any = torch.UntypedStorage.clone
+
+
+def _copied_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    if storage.device.type != "cpu":
+        copied: torch.UntypedStorage = _real_clone(storage)
+        return copied
+    memory = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+    return memory.untyped_storage().copy_(storage)
+
+
 def deep_copies() -> AbstractContextManager[None]:
     """Copy tensors by operators, which are followed; torch copies the storages of tensors without values by other means."""
     return replaced(FakeTensor, "__deepcopy__", _deep_copy)

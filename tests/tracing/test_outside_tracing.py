@@ -141,6 +141,13 @@ def test_copies(name, own):
 
 
 @pytest.mark.slow
+def test_copied_buffers_are_in_the_peak(own):
+    """A deep copy of a buffer is a copy of its storage, for which torch does not ask the allocator of tensors."""
+    figures = memory_figures(probed_step(own(COPIES["normalisation"])))
+    if counting.installed() is not None:
+        assert figures.at_peak.state_bytes == figures.state_bytes
+
+
 def test_a_copied_layer_costs_what_a_layer_does():
     def make(in_shape: tuple[int, int, int], num_classes: int, blocks: int) -> nn.Module:
         one = nn.Linear(16, 16)
