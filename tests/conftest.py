@@ -1,6 +1,5 @@
 """Fixtures that more than one test file uses: records without measuring, and the command line as a process."""
 
-import gc
 import itertools
 import random
 import shlex
@@ -17,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from capsbench.system.garbage import freeze_for_good
 from helpers import ROOT
 from helpers.commands import Result, briefly, process_environment
 from helpers.forked import Done, Server, save_a_word, shared_server
@@ -55,8 +55,7 @@ def seed() -> None:
 
 def pytest_collection_finish() -> None:
     """Let no test look for garbage among the packages and tests that were imported."""
-    gc.collect()
-    gc.freeze()
+    freeze_for_good()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,8 +70,7 @@ def _imported_packages_stay() -> Iterator[None]:
     before = len(sys.modules)
     yield
     if len(sys.modules) > before + _MANY_MODULES:
-        gc.collect()
-        gc.freeze()
+        freeze_for_good()
 
 
 @pytest.fixture(autouse=True)

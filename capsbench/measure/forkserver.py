@@ -7,7 +7,6 @@ since their environment is another one, and so are bytes on CUDA, whose context 
 
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import select
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from capsbench.system.families import FAMILY
+from capsbench.system.garbage import freeze_for_good
 
 _NO_FAMILY = "0" * 16
 _START_SECONDS = 120.0
@@ -209,9 +209,7 @@ def main() -> None:
     channel = socket.socket(fileno=os.dup(0))
     for name in _IMPORTED:
         import_module(name)
-    # The modules stay, so that no worker needs to look for garbage among them.
-    gc.collect()
-    gc.freeze()
+    freeze_for_good()
     workers = _Workers()
     while True:
         heard, _, _ = select.select([channel.fileno(), *workers.descriptors()], [], [])

@@ -35,6 +35,7 @@ from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.records import Configuration
 from capsbench.system.cores import Cores
 from capsbench.system.families import FAMILY, end_family, end_with_family, ended_words, last_words
+from capsbench.system.garbage import freeze_for_good
 from capsbench.system.paths import start, starting_here
 from capsbench.tracing.follow import following
 
@@ -100,7 +101,7 @@ def answers_to(
         asked: its arguments for each call.
     """
     servers = min(int(Cores().capacity), _MOST_SERVERS)
-    if len(asked) <= _FEW or servers <= 1 or any(_is_made_here(configuration.model) for configuration, _ in asked):
+    if len(asked) <= _FEW or servers <= 1 or any(_is_made_here(args[0].model) for args in asked):
         yield (partial(call_for, args[0].model, function, *args) for args in asked)
         return
     pool = ThreadPoolExecutor(servers)
@@ -273,6 +274,7 @@ def _serve() -> None:
                 # a use of CUDA none can use CUDA.
                 with following():
                     nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
+                freeze_for_good()
                 warm = True
 
 

@@ -22,6 +22,7 @@ from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.records import LOWER_BOUND, Configuration, StepFigures
+from capsbench.system.garbage import old_objects_left_alone
 from capsbench.tracing.attribution import Calls, Origin, Spans, module_classes, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
@@ -153,6 +154,7 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
     """Follow a step on the kind of device that a configuration names, in plain PyTorch."""
     capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
     with (
+        old_objects_left_alone(),
         following(configuration.device_kind(), capability=capability, **options) as follow,
         eagerly(follow.notes),
         follow.rebuilding_buckets() if configuration.parallel == "ddp" else nullcontext(),

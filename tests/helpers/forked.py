@@ -6,7 +6,6 @@ test changes that process first, the processes in which the command measures and
 
 import atexit
 import base64
-import gc
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from capsbench.prediction.seconds import calibrated_speed
+from capsbench.system.garbage import freeze_for_good
 
 T = TypeVar("T")
 
@@ -376,9 +376,7 @@ def serve() -> None:
     with sys.modules["capsbench.tracing.follow"].following(inside=False):
         torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU())(torch.empty(1, 1)).sum()
     _IMPORTED.update(sys.modules)
-    # What is here stays: no fork need look through it for garbage.
-    gc.collect()
-    gc.freeze()
+    freeze_for_good()
     # Lines, not the buffered file: a child must not find what its parent has read ahead.
     for line in iter(sys.stdin.readline, ""):
         sys.stdout.write(f"{_answer(json.loads(line))}\n")

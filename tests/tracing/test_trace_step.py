@@ -1,5 +1,6 @@
 """A step that is followed on shapes has the bytes that the same step has when it is run: all of them, to the byte."""
 
+import gc
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -18,6 +19,7 @@ from capsbench.pretend import kind_of, pretending
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES
 from capsbench.routing import compiled
+from capsbench.system import garbage
 from capsbench.tracing.follow import following
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from helpers.made import make_configuration
@@ -112,6 +114,24 @@ def test_numbers_of_a_graph_that_nobody_needs_are_not_found():
 
 
 @pytest.mark.slow
+def fails(*_: object) -> nn.Module:
+    raise ValueError("no network")
+
+
+@pytest.mark.parametrize("by", ["nobody", "somebody", "this package"])
+def test_a_trace_leaves_the_garbage_collector_as_it_was(by, monkeypatch):
+    monkeypatch.setattr(garbage, "_frozen_for_good", by == "this package")
+    gc.unfreeze() if by == "nobody" else gc.freeze()
+    try:
+        trace_step(small("capsnet"))
+        assert (gc.get_freeze_count() > 10_000) == (by != "nobody")
+        with pytest.raises(ConfigurationError, match="no network"):
+            trace_step(small("capsnet"), build=fails)
+        assert (gc.get_freeze_count() > 10_000) == (by != "nobody")
+    finally:
+        gc.freeze()  # as all tests have it
+
+
 def test_a_cpu_of_the_name_predicted_is_a_cpu():
     step = trace_step(small("mocapsnet", device="cpu:predicted"))
     assert_same_bytes(step, memory_figures(probed_step(small("mocapsnet"))))
