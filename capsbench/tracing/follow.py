@@ -373,7 +373,7 @@ class Follow(Operators):
 
     def _note_assumptions(self, call: Call, out: Any) -> None:
         """Note what is assumed of the outcome of an operator, and of its derivative."""
-        if (may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call):
+        if (may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call) or _scales_in_place(call):
             self.unsure[_OTHER_WAY.format(f"the derivative of {call.packet}")] = None
         if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
             self._true[out] = True
@@ -514,6 +514,15 @@ def _fills_with_gradient(call: Call) -> bool:
     """Return whether a number that needs a gradient is written wherever a mask is true: the derivative chooses by the mask."""
     filled = call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
     return filled and torch.is_grad_enabled()
+
+
+def _scales_in_place(call: Call) -> bool:
+    """Return whether a derivative writes into tensors of its own with values, and makes new ones without."""
+    if not torch.is_grad_enabled():
+        return False
+    if call.packet is torch.ops.aten.addcmul:
+        return call.kwargs.get("value", 1) != 1 and any(one.requires_grad for one in call.tensors[1:])
+    return call.packet is torch.ops.aten.binary_cross_entropy and call.tensors[1].requires_grad
 
 
 def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:
