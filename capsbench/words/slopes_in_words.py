@@ -153,6 +153,20 @@ def row_basis(row: Row) -> str:
     return f"in the {growing}{' and the optimizer' if row['metric'] == 'train' else ''}"
 
 
+def curve_note(table: pd.DataFrame) -> str:
+    """The way to a curve, if bytes over an axis other than blocks lie on no line and no basis was declared; else empty.
+
+    Args:
+        table: slopes along one axis.
+    """
+    for row in table[table["shape"] == "not a line"].to_dict("records"):
+        axis, metric = str(row[AXIS_COLUMN]), METRICS[row["metric"]]
+        if metric.repeats and metric.name != "reserved" and axis != "blocks" and not isinstance(row["declared"], str):
+            basis = f"--basis {axis.replace('_', '-')}=1,n,n²"
+            return f"bytes on no line: a square shows in four positions or more if it is exact, and {basis} fits one in any case"
+    return ""
+
+
 def basis_note(table: pd.DataFrame) -> str:
     """The parts of a step that slopes of times are of, for all rows: `training time over the whole step`; empty for none."""
     found: dict[str, list[str]] = {}
