@@ -47,6 +47,8 @@ class Prediction(NamedTuple):
     """Total memory of the device, its context included; None if nothing limits it."""
     communication_bytes: int = 0
     """Most bytes that gathered parameters and buffers of communication take at one moment."""
+    lower_bound: bool = False
+    """True if the step takes at least these bytes, and may take more."""
 
 
 def predict_cell(cell: Cell) -> Record:
@@ -140,17 +142,18 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         reason = ""
         if room is not None and not fits:
             reason = f"the highest point of the step takes {mebibytes_text(peak - room)} more than {mebibytes_text(room)}"
-        return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room, exchanged)
+        figures = _figures(configuration, step, step.trace, None, None)
+        return Prediction(figures, fits, reason, room, exchanged, step.lower_bound)
     room = configuration.capacity or gpu.memory_bytes
     # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
     limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
     try:
         figures = _figures(configuration, step, step.trace.replay(limited), limited.reserved_peak, gpu)
-        return Prediction(figures, True, "", room, exchanged)
+        return Prediction(figures, True, "", room, exchanged, step.lower_bound)
     except OutOfMemory as error:
         figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
         context = f"; the driver's context takes {mebibytes_text(gpu.context_bytes)} more of {mebibytes_text(room)}"
-        return Prediction(figures, False, error.what + context, room, exchanged)
+        return Prediction(figures, False, error.what + context, room, exchanged, step.lower_bound)
 
 
 def _gpu(configuration: Configuration) -> Gpu | None:
