@@ -17,6 +17,9 @@ from capsbench.words.units import bytes_text, number_with, quantity_text, slope_
 
 _MODULES_NAMED = 4
 
+ANY_NETWORK = "the network"
+"""Title of a network in the labels of runs that are compared across networks."""
+
 
 class Labels:
     """Labels of several series, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`.
@@ -31,7 +34,7 @@ class Labels:
         self._ignored = {*ignored} | ({"gpu"} if "kind" in ignored else set())
         self._series = list({repr(series): series for series in map(self._reduced, all_series)}.values())
         self._names = Names(self._series)
-        self._datasets = len({series["dataset"] for series in self._series}) > 1
+        self._datasets = len({series.get("dataset") for series in self._series}) > 1
 
     def of(self, series: Series) -> str:
         """The label of one series, in printable form."""
@@ -43,7 +46,10 @@ class Labels:
         return "all lines" if 1 < len(named) == len(self._series) else ", ".join(named)
 
     def _reduced(self, series: Series) -> Series:
-        return {name: value for name, value in series.items() if name not in self._ignored} if self._ignored else series
+        if not self._ignored:
+            return series
+        kept = {name: value for name, value in series.items() if name not in self._ignored}
+        return {"model": ANY_NETWORK} | kept
 
 
 def figure_name(it: Comparison) -> str:
