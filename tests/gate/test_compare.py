@@ -7,12 +7,13 @@ import pytest
 from scipy import stats
 
 from capsbench.errors import ConfigurationError
-from capsbench.gate.compare import compare
+from capsbench.gate.check import judge
+from capsbench.gate.compare import ACROSS, compare
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
 from capsbench.gate.paired_series import CPU_PEAK
 from capsbench.gate.summarize import summarize
-from capsbench.gate.summary import Summary, machine_parts
+from capsbench.gate.summary import Summary, machine_parts, same_network
 from capsbench.gate.verdicts import comparison_remarks, comparison_rows
 from capsbench.report import Report
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
@@ -312,7 +313,7 @@ def test_runs_are_compared_across_options():
     # Across something else they still have nothing in common.
     with pytest.raises(ConfigurationError, match="no line in common") as refused:
         compare(before, after, across=["memory"])
-    assert refused.value.hint == "measure the same models and options, or compare with `across` kernel"
+    assert refused.value.hint == "measure the same models and options, or use 'capsbench compare' with `across` kernel"
 
 
 def test_an_option_that_a_record_leaves_out_is_named_by_its_value():
@@ -356,6 +357,64 @@ def test_labels_name_no_option_that_runs_were_compared_across():
     ]
     compared = compare(in_brief(predicted), in_brief(seeded_run(["rescapsnet"], device="cuda:0")), across=["kind"])
     assert {row.line for row in comparison_rows(compared, cells=True)} == {"ResCapsNet"}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_any_option_can_be_compared_across(name):
+    before, after = seeded_run(["rescapsnet"]), seeded_run(["rescapsnet"], dataset="mnist" if name == "dataset" else "sample")
+    compared = compare(in_brief(before), in_brief(after), across=[name])
+    labels = {row.line for row in comparison_rows(compared, cells=True)}
+    assert labels == {"the network" if name == "model" else "ResCapsNet"}
+
+
+def test_two_networks_are_compared_across_what_their_error_says():
+    before, after = in_brief(seeded_run(["rescapsnet"])), in_brief(seeded_run(["mocapsnet"]))
+    with pytest.raises(ConfigurationError) as refused:
+        compare(before, after)
+    names = refused.value.hint.rpartition(" ")[2].split(",")
+    compared = compare(before, after, across=names)
+    assert {row.line for row in comparison_rows(compared, cells=True)} == {"the network"}
+    assert compared.across[0] == "model: rescapsnet in the first, mocapsnet in the second"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("nets:unet", "nets.py:unet", True),
+        ("nets:unet", "/home/me/path/to/nets.py:unet", True),
+        ("package.nets:unet", "package/nets.py:unet", True),
+        ("package.nets:unet", "nets:unet", True),
+        ("unet", "nets.py:unet", True),
+        ("here/nets.py:unet", "there/nets.py:unet", True),
+        ("nets:unet", "nets.py:vnet", False),
+        ("nets:unet", "others.py:unet", False),
+        ("one.nets:unet", "two.nets:unet", False),
+        ("capsnet", "nets.py:capsnet", False),
+        ("rescapsnet", "mocapsnet", False),
+        ("test_one.py::test_step", "test_two.py::test_step", False),
+    ],
+)
+def test_a_network_is_one_under_its_module_and_its_file(one, other, same):
+    assert same_network(one, other) is same_network(other, one) is same
+
+
+def test_runs_of_one_network_under_two_names_are_compared_and_checked():
+    run = in_brief(seeded_run(["nets:unet", "nets:vnet"]))
+    named = in_brief(seeded_run(["path/nets.py:unet", "path/nets.py:vnet"], modules={"blocks.{block}.0": MIB}, threads=4))
+    for before, after, verdict in ((run, named, "worse"), (named, run, "better")):
+        compared = compare(before, after)
+        assert (compared.only_before, compared.only_after) == ([], [])
+        assert {it.verdict for it in compared.comparisons if (it.quantity, it.scope) == ("retained", "slope")} == {verdict}
+    judgement = judge(named, run, in_brief(seeded_run(["nets.py:unet", "nets.py:vnet"])))
+    assert {it.comparison.series["model"] for it in judgement.regressions} == {"nets:unet", "nets:vnet"}
+    assert judgement.since_last == [], "what grew since the last run is reported once, under any name"
+    # Of two files with one name, each is compared with itself; across an option, too.
+    two = in_brief(seeded_run(["a/nets.py:unet", "b/nets.py:unet"]))
+    assert {it.verdict for it in compare(two, two).comparisons} == {"same"}
+    with pytest.raises(ConfigurationError, match="no line in common"):
+        compare(two, run)
+    other = in_brief(seeded_run(["nets.py:unet", "nets.py:vnet"], kernel="published"))
+    assert compare(run, other, across=["kernel"]).only_before == []
 
 
 def test_cells_of_one_run_alone_are_no_worse():
