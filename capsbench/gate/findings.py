@@ -79,24 +79,40 @@ def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
 
 
 def change_text(it: Comparison) -> str:
-    """The change in text: `+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` if the interval contains 0, else `-`."""
-    if it.before is None or it.after is None:
+    """The change in text: `+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` if the interval contains 0, else `-`.
+
+    Of a time it is at equal pace of the machine, if that is known.
+    """
+    if it.compared_values is None:
         return "-"
-    change = it.after - it.before
+    before, after = it.compared_values
+    change = after - before
     if it.low is None or it.high is None:
         if not change:
             return "none"
-        share = f" ({100 * change / abs(it.before):+.1f} %)" if it.before else ""
+        share = f" ({100 * change / abs(before):+.1f} %)" if before else ""
         return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
     if it.low <= 0 <= it.high:
         reach = max(-it.low, it.high)
         if it.scope == "slope":
             return within_text(reach, is_bytes=it.is_bytes)
-        return f"within ± {number_with(100 * reach / it.before, 1)} %"
+        return f"within ± {number_with(100 * reach / before, 1)} %"
     if it.scope == "slope":
         return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-    percent, low, high = (100 * one / it.before for one in (change, it.low, it.high))
+    percent, low, high = (100 * one / before for one in (change, it.low, it.high))
     return f"{_sign(change)}{with_interval(percent, low, high, decimals=1)} %"
+
+
+EQUAL_PACE = "at equal pace of the machine"
+"""The condition under which differences of times are compared, if the pace is known."""
+
+
+def pace_text(it: Comparison) -> str:
+    """A remark with the values that verdict and difference are of, if those of the reports differ by more; else empty."""
+    if it.equal_pace is None or not it.differs_by_pace:
+        return ""
+    before, after = (quantity_text(value, is_bytes=it.is_bytes) for value in it.equal_pace)
+    return f"{EQUAL_PACE}, measured by {it.pace}: {before} → {after}"
 
 
 def _sign(change: float) -> str:
@@ -106,8 +122,10 @@ def _sign(change: float) -> str:
 def finding_text(finding: Finding, labels: Labels) -> str:
     """A finding in text: `ResCapsNet: retained per block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.* +1.00 MiB each`."""
     it = finding.comparison
-    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}, {change_text(it)}"
-    if finding.cells:
+    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}"
+    at_pace = pace_text(it)
+    text += f"; {at_pace}, {change_text(it)}" if at_pace else f", {change_text(it)}{f' {EQUAL_PACE}' if it.equal_pace else ''}"
+    if finding.cells and finding.of > 1:
         text += f", in {finding.cells} of {finding.of} cells"
     modules = modules_text(it.modules, grown=it.verdict == "worse")
     return "; ".join(filter(None, [text, modules, it.why]))

@@ -11,6 +11,7 @@ from capsbench.gate.badge import badge_of
 from capsbench.gate.check import Fault, Finding, Judgement, faults, not_comparable
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Verdict
 from capsbench.gate.findings import (
+    EQUAL_PACE,
     Labels,
     change_text,
     fault_text,
@@ -20,6 +21,7 @@ from capsbench.gate.findings import (
     missing_text,
     modules_text,
     only_in_text,
+    pace_text,
     slope_unit,
     value_text,
 )
@@ -61,7 +63,8 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
     rows: list[ComparisonRow] = []
     for it in compared.comparisons:
         if it.verdict != "not comparable" and (cells or it.scope != "cell"):
-            verdict = ": ".join(filter(None, [it.verdict, it.why]))
+            remark = "; ".join(filter(None, [pace_text(it), it.why]))
+            verdict = ": ".join(filter(None, [it.verdict, remark]))
             figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
             rows.append(ComparisonRow(labels.of(it.series), figure_name(it), *figures, verdict))
     return rows
@@ -98,6 +101,8 @@ def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> li
     """
     labels = labels_of(compared)
     remarks = [f"compared across {text}" for text in compared.across]
+    if any(it.equal_pace and it.verdict != "not comparable" for it in compared.comparisons):
+        remarks.append(f"times are as measured; their differences are {EQUAL_PACE}")
     remarks += [printable(f"not comparable: {left_out_text(it, labels)}") for it in not_comparable(compared.comparisons)]
     for fault in (one for verdict in get_args(Verdict) for one in faults(compared.outcomes, verdict)):
         if fault.first.after is None and not fault.first.message:

@@ -27,7 +27,7 @@ _LONGEST_FINDING = 500
 _MOST_PARTS = 300
 _LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
-_COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_low", "difference_high")
+_COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_value", "difference_low", "difference_high")
 
 
 def reports_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     wide = [it for it in compared.comparisons if it.scope != "cell" and it.verdict != "not comparable"]
     rows: list[list[object]] = []
     for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True):
-        numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.low, it.high]
+        numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.difference, it.low, it.high]
         rows.append([*(cut(text, LONGEST_TEXT) for text in texts), *numbers])
     columns = [*ComparisonRow._fields, *_COMPARED_NUMBERS]
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}

@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 from capsbench.errors import ConfigurationError
-from capsbench.gate.check import judge
+from capsbench.gate.check import Finding, judge
 from capsbench.gate.compare import ACROSS, compare
 from capsbench.gate.comparison import Thresholds
+from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
 from capsbench.gate.paired_series import CPU_PEAK
 from capsbench.gate.summarize import summarize
@@ -171,8 +172,33 @@ def test_a_slower_machine_is_no_regression_and_a_slower_step_is_one():
     assert one(compare(before, in_brief(seeded_run(pace=1.5))), "train", "level").verdict == "same"
     slower = one(compare(before, in_brief(seeded_run(pace=0.7, slower=1.3))), "train", "level")
     assert slower.verdict == "worse"
-    assert slower.after / slower.before == pytest.approx(1.3)
+    assert slower.after / slower.before == pytest.approx(0.7 * 1.3), "as the reports have them"
+    assert slower.equal_pace[1] / slower.equal_pace[0] == pytest.approx(1.3)
+    assert "at equal pace of the machine, measured by the yardstick: " in finding_text(Finding(slower), Labels([slower.series]))
     assert one(compare(before, in_brief(seeded_run(slower=0.8))), "inference", "level").verdict == "better"
+
+
+def test_times_are_those_of_the_reports_and_differences_at_equal_pace():
+    before, after = seeded_run(["rescapsnet"]), seeded_run(["rescapsnet"], pace=0.5)
+    compared = compare(in_brief(before), in_brief(after))
+    for blocks, old, new in zip(DEPTHS, before, after, strict=True):
+        cell = one(compared, "train", "cell", blocks=blocks)
+        medians = [float(np.median(it.time.train_step_seconds)) for it in (old, new)]
+        assert [cell.before, cell.after] == pytest.approx(medians)
+        assert cell.equal_pace[0] == pytest.approx(cell.equal_pace[1])
+    slopes = [Report.of(records).slopes.set_index("metric").loc["train", "slope"] for records in (before, after)]
+    slope = one(compared, "train")
+    assert (slope.before, slope.after) == pytest.approx(tuple(slopes))
+    assert slope.difference == pytest.approx(0, abs=1e-9)
+    rows = [row for row in comparison_rows(compared, cells=True) if "train step" in row.figure]
+    assert all("at equal pace of the machine, measured by the yardstick: " in row.verdict for row in rows)
+    assert "times are as measured; their differences are at equal pace of the machine" in (
+        comparison_remarks(compared, cells=True)
+    )
+    # Without a yardstick there is no pace, and no word of it.
+    unknown = compare(in_brief(before), in_brief(seeded_run(["rescapsnet"], pace=0.5, yardstick=False)))
+    words = [row.verdict for row in comparison_rows(unknown, cells=True)] + comparison_remarks(unknown, cells=True)
+    assert not any("equal pace" in text for text in words)
 
 
 def test_without_a_yardstick_seconds_are_compared_and_it_is_said():

@@ -574,6 +574,7 @@ def test_what_compare_and_check_remark_is_on_the_page():
     rows = [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
     slope = next(row for row in rows if row["figure"] == "retained per block")
     assert (slope["unit"], slope["before_value"], slope["after_value"]) == ("bytes", 10 * MIB, 10 * MIB)
+    assert slope["difference_value"] == 0
 
 
 # How large it may be.
