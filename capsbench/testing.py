@@ -253,6 +253,10 @@ def _traced_case(factory: ModelFactory, own: Mapping[str, Any]) -> TracedStep:
     return trace_step(configuration, factory=factory, inside=False)
 
 
+_WRITER = "pytest --update-memory-baselines, or `grown_memory` with `update`"
+"""The ways to write a baseline of live networks, for errors."""
+
+
 def grown_memory(
     found: MemoryEstimate,
     baseline: str | os.PathLike[str],
@@ -280,14 +284,14 @@ def grown_memory(
     path, run = absolute(baseline), _summary_of(found, name)
     (key,) = (line.key() for line in run.lines)
     if update:
-        others = [line for line in read_baseline(path).lines if line.key() != key] if path.exists() else []
+        others = [line for line in read_baseline(path, written_by=_WRITER).lines if line.key() != key] if path.exists() else []
         write_baseline(Summary(lines=sorted([*others, *run.lines], key=lambda line: line.key())), path)
         return []
-    known = read_baseline(path)
+    known = read_baseline(path, written_by=_WRITER)
     before = [line for line in known.lines if line.key() == key]
     if not before:
         raise ConfigurationError(
-            f"baseline {path} has no line '{name}' for this device", "write it with `update`, or pytest --update-memory-baselines"
+            f"baseline {path} has no line '{name}' for this device", f"write it with {_WRITER}"
         )
     judgement = judge(run, known.model_copy(update={"lines": before}), None, thresholds)
     labels = Labels([run.lines[0].options()])

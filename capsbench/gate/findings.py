@@ -1,6 +1,6 @@
 """Findings of a comparison or a check in words: one line each, for a terminal, a pull request and a build server alike."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from capsbench.axes import per_unit
@@ -58,7 +58,8 @@ def figure_name(it: Comparison) -> str:
     if it.scope == "slope":
         return f"{title} {slope_unit(it)}"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
-    return title if it.scope == "level" else f"{title} at {places_text(_axis(it.series), [it.position or 0])}{replicate}"
+    place = _places(it.series, [it.position or 0])
+    return title if it.scope == "level" else f"{title}{' at ' * bool(place)}{place}{replicate}"
 
 
 def slope_unit(it: Comparison) -> str:
@@ -149,18 +150,18 @@ def fault_text(fault: Fault, labels: Labels) -> str:
     else:
         how = first.after if first.before is None else f"{first.after} where it was {first.before}"
         how += f": {first.message}" if first.message and first.after != "ok" else ""
-    return f"{labels.of(first.series)}: {_cells(fault.outcomes)}: {how}"
+    return ": ".join(filter(None, [labels.of(first.series), _cells(fault.outcomes), how]))
 
 
 def only_in_text(fault: Fault, labels: Labels) -> str:
     """Cells of a series that one run alone has, in text: `MoCapsNet at 5, 6 blocks`."""
-    return f"{labels.of(fault.first.series)} at {_cells(fault.outcomes)}"
+    return " at ".join(filter(None, [labels.of(fault.first.series), _cells(fault.outcomes)]))
 
 
 def missing_text(series: SeriesSummary, labels: Labels) -> str:
     """A note on a series of the baseline that was not measured at all."""
-    places = places_text(series.axis, sorted({cell.position for cell in series.cells}))
-    return f"{labels.of(series.options())}: {places}: not measured"
+    places = _places(series.options(), sorted({cell.position for cell in series.cells}))
+    return ": ".join(filter(None, [labels.of(series.options()), places, "not measured"]))
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
@@ -171,8 +172,15 @@ def left_out_text(left: LeftOut, labels: Labels) -> str:
 def _cells(outcomes: Iterable[Outcome]) -> str:
     alike = list(outcomes)
     replicates = sorted({it.replicate for it in alike} - {0})
-    text = places_text(_axis(alike[0].series), sorted({it.position for it in alike}))
-    return text + (f" (replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else "")
+    text = _places(alike[0].series, sorted({it.position for it in alike}))
+    named = f"(replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else ""
+    return " ".join(filter(None, [text, named]))
+
+
+def _places(series: Series, positions: Sequence[float]) -> str:
+    """Positions of a series in words; empty if it has no blocks, and so none."""
+    axis = _axis(series)
+    return "" if axis == "blocks" and not any(positions) else places_text(axis, positions)
 
 
 def _axis(series: Series) -> str:
