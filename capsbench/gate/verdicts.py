@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, get_args
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 
 from capsbench.gate.badge import badge_of
@@ -32,6 +35,8 @@ from capsbench.words.printable import printable
 
 _COLOURS = {"worse": "red", "better": "green", "same": "default"}
 _NUMBERS = ("before", "after", "difference")
+_GAP, _LEAST_FIGURE = 2, 12
+"""Columns between two columns of a table, and of the narrowest names of figures."""
 
 
 def labels_of(compared: Compared) -> Labels:
@@ -70,25 +75,56 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
     return rows
 
 
-def comparison_table(compared: Compared, *, cells: bool) -> Table:
-    """Two runs for a terminal: the verdict first, which no width cuts off, and remarks last, which are wrapped."""
-    rows = comparison_rows(compared, cells=cells)
-    out = Table(box=None, pad_edge=False)
-    out.add_column("verdict", no_wrap=True)
-    out.add_column("figure", overflow="fold")
-    for head in _NUMBERS:
-        out.add_column(head, justify="right", no_wrap=True)
-    if any(":" in row.verdict for row in rows):
-        out.add_column("remark", overflow="fold", min_width=12)
-    last = ""
-    for label, figure, *numbers, text in rows:
-        if label != last:
-            out.add_row("", f"[bold]{text_cell(label)}[/]")
-        verdict, _, remark = text.partition(": ")
-        texts = (figure, *numbers, *([remark] if remark else []))
-        out.add_row(f"[{_COLOURS[verdict]}]{verdict}[/]", *map(text_cell, texts))
-        last = label
-    return out
+class ComparisonTable:
+    """Two runs for a terminal: the verdict first, which no width cuts off, and each remark beneath its row.
+
+    Args:
+        rows: the texts of each figure.
+    """
+
+    def __init__(self, rows: Sequence[ComparisonRow]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay the rows out: names of figures are wrapped if need be, and numbers follow them where no columns have room."""
+        heads = ("verdict", "figure", *_NUMBERS)
+        lines = [(row.verdict.partition(": ")[0], row.figure, row.before, row.after, row.difference) for row in self._rows]
+        widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
+        room = options.max_width - sum(widths) - _GAP * (len(widths) - 1)
+        in_columns = room >= 0 or widths[1] + room >= _LEAST_FIGURE
+        widths[1] += min(room, 0)
+        indent = widths[0] + _GAP
+        if in_columns:
+            yield _table_line(widths, heads, "bold")
+        last = ""
+        for row, line in zip(self._rows, lines, strict=True):
+            if row.line != last:
+                yield Padding(console.render_str(text_cell(row.line), style="bold"), (0, 0, 0, indent), expand=False)
+            verdict, figure, before, after, difference = line
+            if in_columns:
+                yield _table_line(widths, line)
+            else:
+                text = f"{verdict:{indent}}{figure} {before} → {after}, {difference}"
+                yield console.render_str(text_cell(text), style=_COLOURS[verdict])
+            if remark := row.verdict.partition(": ")[2]:
+                yield Padding(console.render_str(text_cell(remark)), (0, 0, 0, indent + _GAP), expand=False)
+            last = row.line
+
+
+def _table_line(widths: Sequence[int], texts: Sequence[str], style: str = "") -> Table:
+    """One line of a table, a table of its own; columns stand beneath those of others since their widths are given."""
+    line = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    for name, width in zip(("verdict", "figure", *_NUMBERS), widths, strict=True):
+        numbers = name in _NUMBERS
+        line.add_column(width=width, justify="right" if numbers else "left", no_wrap=name != "figure", overflow="fold")
+    verdict, *others = map(text_cell, texts)
+    line.add_row(f"[{_COLOURS[verdict]}]{verdict}[/]" if verdict in _COLOURS else verdict, *others, style=style)
+    return line
+
+
+def comparison_table(compared: Compared, *, cells: bool) -> ComparisonTable:
+    """Two runs as a table for a terminal; the arguments are those of `comparison_rows`."""
+    return ComparisonTable(comparison_rows(compared, cells=cells))
 
 
 def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:

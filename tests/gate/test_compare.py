@@ -1,9 +1,12 @@
 """Two runs compared: what modules changed, whether times differ, which lines are one line, and how it is reported."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 from scipy import stats
 
 from capsbench.errors import ConfigurationError
@@ -15,7 +18,7 @@ from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_cha
 from capsbench.gate.paired_series import CPU_PEAK
 from capsbench.gate.summarize import summarize
 from capsbench.gate.summary import Summary, machine_parts, same_network
-from capsbench.gate.verdicts import comparison_remarks, comparison_rows
+from capsbench.gate.verdicts import comparison_remarks, comparison_rows, comparison_table
 from capsbench.report import Report
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from helpers.made import MIB
@@ -562,6 +565,23 @@ def test_verdicts_are_whole_at_80_columns_and_reasons_are_given_once(command, tm
     assert {line.split()[0] for line in text.splitlines() if " per block" in line} == {"same"}
     remark = "not comparable: peak, train step, inference of all lines: CPU"
     assert any(line.startswith(remark) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_remarks_are_wrapped_and_no_word_is_cut_off(width):
+    before = with_noise(seeded_run(["rescapsnet"]), "spread", 4)
+    compared = compare(in_brief(before), in_brief(seeded_run(["rescapsnet"], pace=0.5, modules={"blocks.{block}.0": MIB})))
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(compared, cells=True))
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    words = " ".join(" ".join(lines).split())
+    for row in comparison_rows(compared, cells=True):
+        remark = row.verdict.partition(": ")[2]
+        assert remark in words
+        assert all(number in words for number in (row.before, row.after, row.difference))
+    assert "disturbed by samples that differ widely" in words
+    assert "worse" in words
 
 
 def test_compare_across_kernels(command, tmp_path):
