@@ -141,6 +141,16 @@ class MemorySlope:
         shown = [f"{name or OUTSIDE} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
         return ", ".join(shown) or "no module retains more"
 
+    def __repr__(self) -> str:
+        """Return the terms in words, the positions and the modules that retain more at the last one."""
+        at = places_text(self.axis, self.positions)
+        if self.shape == "not a line":
+            found = ", ".join(map(bytes_text, self.retained_bytes))
+            first = f"a training step retains {INEXACT * bool(self.notes)}{found} at {at}, which lie on no line"
+        else:
+            first = f"a training step retains {self.in_words}, by a fit over {at}"
+        return "\n".join([first, f"more at the last: {self.explain()}", *(f"note: {note}" for note in self.notes)])
+
 
 def memory_slope(
     model_factory: ModelFactory,
@@ -290,9 +300,7 @@ def grown_memory(
     known = read_baseline(path, written_by=_WRITER)
     before = [line for line in known.lines if line.key() == key]
     if not before:
-        raise ConfigurationError(
-            f"baseline {path} has no line '{name}' for this device", f"write it with {_WRITER}"
-        )
+        raise ConfigurationError(f"baseline {path} has no line '{name}' for this device", f"write it with {_WRITER}")
     judgement = judge(run, known.model_copy(update={"lines": before}), None, thresholds)
     labels = Labels([run.lines[0].options()])
     return [finding_text(one, labels) for one in judgement.regressions if isinstance(one, Finding)]

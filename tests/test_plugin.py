@@ -136,6 +136,9 @@ def test_bytes_on_a_curve_have_no_one_slope():
         _ = found.retained_per_unit
     assert "0 B per token and 12 B per pair of tokens" in error.value.what
     assert "terms" in error.value.hint
+    first, second = str(found).splitlines()
+    assert first == "a training step retains 0 B per token and 12 B per pair of tokens, by a fit over length 4, 8, 16, 32"
+    assert second.startswith("more at the last: ")
 
 
 def test_bytes_on_no_line_have_no_slope():
@@ -148,6 +151,7 @@ def test_bytes_on_no_line_have_no_slope():
             read()
         assert "four positions" in error.value.hint
     assert found.worst_step() == 2 * 4 * 192
+    assert " at length 16, 64, 128, which lie on no line\n" in str(found)
 
 
 def test_a_declared_basis_needs_fewer_positions_and_must_fit():

@@ -65,6 +65,12 @@ class Judgement:
         """Return whether nothing is worse."""
         return not self.regressions and not self.missing
 
+    def __repr__(self) -> str:
+        """Return the lines of `capsbench check`."""
+        from capsbench.gate.verdicts import CheckText
+
+        return "\n".join(CheckText(self, "the baseline", "").lines())
+
 
 def judge(run: Summary, baseline: Summary, last: Summary | None = None, thresholds: Thresholds | None = None) -> Judgement:
     """Compare a run with a baseline.

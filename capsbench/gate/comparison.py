@@ -72,7 +72,7 @@ class Comparison:
     within: tuple[float, float] | None = None
     """Seconds per unit of the axis that the slope of a time exceeds in neither run, whatever its sign."""
     equal_pace: tuple[float, float] | None = None
-    """Seconds before and after at equal pace of the machine, of which verdict and difference are; None if the pace is not known."""
+    """Seconds before and after at equal pace of the machine, which verdict and difference are of; None if it is not known."""
     pace: str = ""
     """The measure of the pace: the yardstick, or the rest of the step."""
     unit: str = ""
@@ -97,7 +97,7 @@ class Comparison:
 
     @property
     def differs_by_pace(self) -> bool:
-        """Return whether the difference of both values as the reports have them lies outside the interval of that at equal pace."""
+        """Return whether the difference of the reports' values lies outside the interval of that at equal pace."""
         known = (self.before, self.after, self.low, self.high)
         if self.equal_pace is None or None in known:
             return False
@@ -132,3 +132,9 @@ class Compared:
     """Differences that the two were compared across: `kernel: compiled in the first, recompute in the second`."""
     ignored: tuple[str, ...] = ()
     """Names of the options that the two were compared across, which distinguish no series here."""
+
+    def __repr__(self) -> str:
+        """Return the table of `capsbench compare` and its remarks."""
+        from capsbench.gate.verdicts import comparison_text
+
+        return comparison_text(self)

@@ -1,5 +1,6 @@
 """Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, as JSON, and as a badge."""
 
+import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -35,6 +36,8 @@ from capsbench.words.printable import printable
 
 _COLOURS = {"worse": "red", "better": "green", "same": "default"}
 _NUMBERS = ("before", "after", "difference")
+_TEXT_WIDTH = 100
+"""Columns of a table in plain text."""
 _GAP, _LEAST_FIGURE = 2, 12
 """Columns between two columns of a table, and of the narrowest names of figures."""
 
@@ -125,6 +128,16 @@ def _table_line(widths: Sequence[int], texts: Sequence[str], style: str = "") ->
 def comparison_table(compared: Compared, *, cells: bool) -> ComparisonTable:
     """Two runs as a table for a terminal; the arguments are those of `comparison_rows`."""
     return ComparisonTable(comparison_rows(compared, cells=cells))
+
+
+def comparison_text(compared: Compared) -> str:
+    """Two runs in plain text, as `capsbench compare` prints them."""
+    out = io.StringIO()
+    # A name may have colons, which would be read as emoji.
+    console = Console(file=out, width=_TEXT_WIDTH, color_system=None, emoji=False, highlight=False)
+    console.print(comparison_table(compared, cells=False))
+    table = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join([*table, *map(printable, comparison_remarks(compared, cells=False))])
 
 
 def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:

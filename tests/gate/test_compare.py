@@ -534,6 +534,22 @@ def test_lines_that_an_option_alone_distinguishes_are_not_compared_across_it():
         compare(both, both, across=["colour"])
 
 
+def test_a_comparison_and_a_check_are_printed_as_their_commands_print_them():
+    before, after = (
+        Report.of(seeded_run(modules=more), "made", environments={"abcd": MACHINE}) for more in (None, {"front.conv1": MIB})
+    )
+    compared = before.compare(after)
+    text = str(compared)
+    assert text == repr(compared) != ""
+    assert text.splitlines()[0].split() == ["verdict", "figure", "before", "after", "difference"]
+    assert text.splitlines()[-1].startswith("of 56 figures of single cells ")
+    assert max(map(len, text.splitlines())) <= 100
+    judgement = after.check(before)
+    assert str(judgement).splitlines()[-1].startswith("failed: ")
+    assert "worse: ResCapsNet: retained at 4 blocks " in str(judgement)
+    assert str(before.check(before)).startswith("passed: ")
+
+
 # The command.
 
 
