@@ -246,7 +246,7 @@ class PairedSeries:
         cells = alone
         before, after, relative = _paces(cells, name)
         pace = YARDSTICK if relative else ""
-        seconds = [[cell.times[name].seconds for cell in side] for side in zip(*cells, strict=True)]
+        seconds = [old.times[name].seconds for old, _ in cells], [new.times[name].seconds for _, new in cells]
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([disturbed_by(noises)] if noises else []))
         places = [Place(old.position, old.replicate) for old, _ in cells]
@@ -260,7 +260,7 @@ class PairedSeries:
         yield self._time_comparison("level", name, level, replace(level, before=means[0], after=means[1]), pace, why, last)
         positions, replicates = [place.blocks for place in places], [place.replicate for place in places]
         slope = slope_change(positions, before, after, replicates) if slopes else None
-        shown = slope_change(positions, *seconds, replicates) if slopes else None
+        shown = slope_change(positions, seconds[0], seconds[1], replicates) if slopes else None
         if slope is not None and shown is not None:
             verdict = _side(slope.before, slope.after) if self._slope_matters(slope, positions, before) else "same"
             yield replace(self._time_comparison("slope", name, slope, shown, pace, why, last), verdict=verdict)

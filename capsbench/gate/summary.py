@@ -167,7 +167,7 @@ class SeriesSummary(_Schema):
         return {AXIS_COLUMN: self.axis} | {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
 
     def named(self, model: str) -> "SeriesSummary":
-        """This series under another name of its network."""
+        """Return this series under another name of its network."""
         return self.model_copy(update={"configuration": self.configuration.model_copy(update={"model": model})})
 
     def key(self) -> str:
