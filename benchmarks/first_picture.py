@@ -190,7 +190,7 @@ def _conditions(lines: list[Line]) -> str:
     beyond = any(line.kept.index.max() < DEEPEST for line in lines)
     parts = [f"batch {int(batch.pop())}" if len(batch) == 1 else "", "28 × 28 images", "CPU, two cores", "bars: 95 % intervals"]
     parts += ["dotted: beyond the measured depths"] if beyond else []
-    parts += ["published: the paper's routing"] if any(line.published for line in lines) else []
+    parts += ["published: the paper's code"] if any(line.published for line in lines) else []
     text = "; ".join(filter(None, parts))
     return text[:1].upper() + text[1:]
 

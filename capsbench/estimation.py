@@ -188,7 +188,11 @@ class MemoryEstimate:
         room = self.configuration.capacity or (
             None if self.configuration.gpu is None else gpu_of(self.configuration.gpu).memory_bytes
         )
-        return [] if room is None else [f"{'fits' if self.fits() else 'does not fit'} {bytes_text(room)}"]
+        if room is None:
+            return []
+        fits = self.fits()
+        bound = "; the bytes are a lower bound, so that a run may not fit" if fits and self._step.lower_bound else ""
+        return [f"{'fits' if fits else 'does not fit'} {bytes_text(room)}{bound}"]
 
     def __repr__(self) -> str:
         lines = [self._title(), *(f"  {title:<20} {nbytes:>12}  {sure}".rstrip() for title, nbytes, sure in self._rows())]

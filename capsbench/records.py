@@ -108,6 +108,9 @@ class Contents(Schema):
 Certainty = Literal["exact", "modelled", "guessed"]
 """Certainty of a predicted figure: counted from the step's tensors, modelled by PyTorch's allocator rules, or a guess."""
 
+LOWER_BOUND = "the bytes are a lower bound"
+"""Words that are part of a note if sizes of tensors depend on values, so that a step may take more than is predicted."""
+
 
 class MemoryFigures(Schema):
     """Bytes of one training step, once weights, gradients and optimizer state have been made, and of an inference step after it.

@@ -38,7 +38,7 @@ from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.summary import Summary
 from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
-from capsbench.stats.bases import Curve
+from capsbench.stats.bases import FEWEST_POSITIONS, Curve
 from capsbench.stats.least_squares import SlopeFit
 from capsbench.stats.line_fit import fit_bytes
 from capsbench.stats.linearity import Shape
@@ -91,7 +91,9 @@ class MemorySlope:
             )
             raise ConfigurationError(
                 f"retained bytes do not lie on a line over {self.axis.replace('_', ' ')} ({places} bytes)",
-                "read `worst_step()`, or give four positions or more: a square does not show in fewer",
+                "read `worst_step()`, or vary what the bytes grow with, such as tokens in place of the side of an image"
+                if len(self.positions) >= FEWEST_POSITIONS["quadratic"]
+                else "read `worst_step()`, or give four positions or more: a square does not show in fewer",
             )
         slope = {} if self.shape == "inverse" else {per_unit(self.axis): self.retained.slope}
         return slope if self.curve is None else slope | {term_unit(self.axis, self.curve.form): self.curve.term}

@@ -244,7 +244,9 @@ def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:
         return slope_text(factor * value, factor * low, factor * high, is_bytes=metric.is_bytes)
 
     term = f"{text(curve.term, curve.term_interval)} {term_unit(axis, curve.form)}"
-    return term if curve.form == "inverse" else f"{text(curve.slope, curve.slope_interval)} {per_unit(axis)}, {term}"
+    ends = curve.slope_interval
+    without_line = curve.form == "inverse" or (ends is not None and ends[0] <= 0 <= ends[1])
+    return term if without_line else f"{text(curve.slope, curve.slope_interval)} {per_unit(axis)}, {term}"
 
 
 def _off_text(fit: LineFit, metric: Metric, factor: float) -> str:

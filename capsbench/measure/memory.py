@@ -18,6 +18,7 @@ from capsbench.measure.cuda_memory import CudaProbe, LaterSteps
 from capsbench.measure.processes import largest_resident_set
 from capsbench.tracing import counting
 from capsbench.tracing.storages import addresses
+from capsbench.tracing.surroundings import counted_copies
 from capsbench.tracing.trace import Phase, Trace, trace_of
 
 _PHASE, _TAG, _MARK = "capsbench phase: ", "capsbench tag: ", "capsbench mark"
@@ -112,6 +113,8 @@ class AllocatorProbe(_CpuProbe):
 
     def __enter__(self) -> "AllocatorProbe":
         """Start counting."""
+        self._copies = counted_copies()
+        self._copies.__enter__()
         self._log = counting.Log()
         return self
 
@@ -119,6 +122,7 @@ class AllocatorProbe(_CpuProbe):
         """Stop counting."""
         self._process_bytes = largest_resident_set()
         self._log.close()
+        self._copies.__exit__(None, None, None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -101,7 +101,7 @@ def answers_to(
         asked: its arguments for each call.
     """
     servers = min(int(Cores().capacity), _MOST_SERVERS)
-    if len(asked) <= _FEW or servers <= 1 or any(_is_made_here(configuration.model) for configuration, _ in asked):
+    if len(asked) <= _FEW or servers <= 1 or any(_is_made_here(args[0].model) for args in asked):
         yield (partial(call_for, args[0].model, function, *args) for args in asked)
         return
     pool = ThreadPoolExecutor(servers)

@@ -48,6 +48,7 @@ def largest_on_axis(configuration: Configuration, axis: str, looking: Looking | 
     return Fit(
         axis, fitting, nbytes, bounded=failing is not None, traced=True, reason=reason + values.left_out,
         looked_at=max(values.known),
+        lower_bound=any(not isinstance(one, str) and one.lower_bound for one in values.known.values()),
     )  # fmt: skip
 
 

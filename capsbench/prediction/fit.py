@@ -1,5 +1,7 @@
 """The deepest network, or the largest batch or value of any other axis, that fits a device: by search over traced steps."""
 
+from dataclasses import replace
+
 from capsbench.catalog import OWN_INPUTS, spec_of
 from capsbench.prediction.axis_fit import largest_on_axis
 from capsbench.prediction.depth_fit import CHECKED, deeper
@@ -36,7 +38,8 @@ def largest_fit(configuration: Configuration, what: str, looking: Looking | None
         return known[value]
 
     if what == "depth" and at(CHECKED[-1]).fits:
-        return deeper(at, known, of_several=configuration.parallel is not None)
+        found = deeper(at, known, of_several=configuration.parallel is not None)
+        return replace(found, lower_bound=any(one.lower_bound for one in known.values()))
     # A batch of images ends with the epoch, and that of a case nowhere.
     if what == "depth":
         most, bound = CHECKED[-1], ""
@@ -49,4 +52,5 @@ def largest_fit(configuration: Configuration, what: str, looking: Looking | None
     fitting, failing = neighbours(at, most)
     nbytes = taken(at(fitting)) if fitting else None
     reason = bound if failing is None else f"{failing:,} do not: {at(failing).reason}"
-    return Fit(what, fitting, nbytes, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
+    lower_bound = any(one.lower_bound for one in known.values())
+    return Fit(what, fitting, nbytes, failing is not None, True, reason, max(known), lower_bound)

@@ -46,6 +46,8 @@ class Prediction(NamedTuple):
     """Total memory of the device, its context included; None if nothing limits it."""
     communication_bytes: int = 0
     """Most bytes that gathered parameters and buffers of communication take at one moment."""
+    lower_bound: bool = False
+    """True if the step takes at least these bytes, and may take more."""
 
 
 def predict_cell(cell: Cell) -> Record:
@@ -137,16 +139,17 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         peak, room = max(phase.peak for phase in step.trace.phases().values()), configuration.capacity
         fits = room is None or peak <= room
         reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
-        return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room, exchanged)
+        figures = _figures(configuration, step, step.trace, None, None)
+        return Prediction(figures, fits, reason, room, exchanged, step.lower_bound)
     room = configuration.capacity or gpu.memory_bytes
     # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
     limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
     try:
         figures = _figures(configuration, step, step.trace.replay(limited), limited.reserved_peak, gpu)
-        return Prediction(figures, True, "", room, exchanged)
+        return Prediction(figures, True, "", room, exchanged, step.lower_bound)
     except OutOfMemory as error:
         figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
-        return Prediction(figures, False, error.what, room, exchanged)
+        return Prediction(figures, False, error.what, room, exchanged, step.lower_bound)
 
 
 def _gpu(configuration: Configuration) -> Gpu | None:

@@ -27,6 +27,8 @@ class Fit:
     """The reason that one more does not fit, or that the search ended."""
     looked_at: int
     """The largest size that was traced."""
+    lower_bound: bool = False
+    """True if the bytes are a lower bound, since sizes of tensors depend on values: less may fit."""
 
 
 def neighbours(

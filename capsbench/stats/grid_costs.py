@@ -205,8 +205,13 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
             found = _surface(grid, metric, axes)
             if found is not None:
                 estimate = found[0].at(place)
-                from_below = metric.is_highest and not _is_among(place, grid, metric)
+                outside = not _is_among(place, grid, metric)
+                from_below = metric.is_highest and outside
                 known = _Known.of(estimate, _most_below(place, grid, metric) if from_below and not metric.repeats else -np.inf)
+                if (
+                    outside and found[0].bent and metric.name != "reserved"
+                ):  # segments of 2 MiB lie on no line, and yet follow one
+                    known = _Known(np.nan, np.nan, np.nan, "its bytes lie on no line and no curve that was found")
                 row = {
                     "metric": metric.name,
                     "unit": "bytes" if metric.is_bytes else "seconds",

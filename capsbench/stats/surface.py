@@ -20,7 +20,7 @@ from scipy import special, stats
 from capsbench.axes import POWERS, AxisForm
 from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, least_squares
 from capsbench.stats.intervals import Floats, Interval, StandardErrors, half_width
-from capsbench.stats.linearity import BENT_BY_CHANCE
+from capsbench.stats.linearity import BENT_BY_CHANCE, LARGEST_DEVIATION
 from capsbench.stats.median import CONFIDENCE
 
 ROUNDED_AWAY = 1e-12
@@ -56,6 +56,8 @@ class Surface:
     """True if noise is a share of the value."""
     rounding: float = 0.0
     """Bytes by which an allocator rounded the cells, which all lie on it but for that."""
+    bent: bool = False
+    """True of bytes of which some lie farther from it than 2 % of their range: it does not go on like this outside the cells."""
     possible: tuple["Surface", ...] = ()
     """Surfaces with further terms, which the rounding may hide in these cells, though not far from them."""
     shared: StandardErrors = ()
@@ -127,7 +129,8 @@ def fit_surface(
             found = _exact(places, values, some, rounding, declared)
             if found is not None:
                 return found if found.exact else replace(found, possible=_with_more(found, places, values, forms))
-        return _fitted(places, values, _terms(taken), relative=False)
+        fitted = _fitted(places, values, _terms(taken), relative=False)
+        return fitted if fitted is None or all(declared) else replace(fitted, bent=_is_bent(fitted, places, values))
     best = _fitted(places, values, _terms(taken), relative=True)
     for axis, own in enumerate(forms):
         if best is None or "quadratic" not in own[1:]:
@@ -137,6 +140,12 @@ def fit_surface(
         if better is not None and _is_better(best, better):
             best, taken = better, bent
     return best
+
+
+def _is_bent(surface: Surface, places: Floats, values: Floats) -> bool:
+    """Return whether bytes lie farther from a surface than those of a line may."""
+    off = np.array([surface.at(place).value for place in places.tolist()]) - values
+    return bool(np.abs(off).max() > LARGEST_DEVIATION * np.ptp(values))
 
 
 def _forms(places: Floats, forms: Sequence[Sequence[AxisForm]]) -> Iterable[tuple[AxisForm, ...]]:

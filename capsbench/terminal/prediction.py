@@ -98,7 +98,7 @@ def certainty_note(records: Sequence[Record]) -> str:
 
 def fit_text(
     configuration: Configuration, what: str, value: int, memory_bytes: int | None, *, bounded: bool, traced: bool, reason: str,
-    looked_at: int, title: str | None = None,
+    looked_at: int, lower_bound: bool = False, title: str | None = None,
 ) -> str:  # fmt: skip
     """Text `MoCapsNet: 123 blocks fit …` or `GPT2: length 512 fits …`; `about` if extrapolated, `at least` if more may fit.
 
@@ -116,5 +116,6 @@ def fit_text(
     sure = "at least " if not bounded else "" if traced else "about "
     how = "" if traced else f", extrapolated from how bytes grow up to {looked_at} blocks"
     why = f"; {reason}" if reason else ""
+    why += "; these bytes are a lower bound, since sizes of tensors depend on values: less may fit" if lower_bound else ""
     fitting = f"{sure}{value:,} {unit} fit" if unit else f"{noun} {sure}{value:,} fits"
     return f"{title}: {fitting} {where}{found}{how}{why}"

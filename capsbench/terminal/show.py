@@ -18,7 +18,16 @@ from capsbench.stats.slopes import by_series, series_of
 from capsbench.terminal.tables import SHOWN
 from capsbench.words.along import over_text, places_text
 from capsbench.words.labels import Series
-from capsbench.words.slopes_in_words import INEXACT_NOTE, basis_note, row_mark, row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import (
+    INEXACT_NOTE,
+    basis_note,
+    curve_note,
+    row_mark,
+    row_ratio,
+    row_remarks,
+    row_shape,
+    row_slope,
+)
 
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
@@ -62,7 +71,7 @@ def _lines_along(axis: str, frame: pd.DataFrame, table: pd.DataFrame, blocks: st
     head = Text(f"  {per:<{_NAME}}{over:<{_CHART}}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for series, at in unfitted for text in _title(labels.of(series), axis, at)]
     shown = table[table["metric"].isin(SHOWN)]
-    notes = [basis_note(shown), INEXACT_NOTE if any(row_mark(row) for row in shown.to_dict("records")) else ""]
+    notes = [basis_note(shown), curve_note(shown), INEXACT_NOTE if any(row_mark(row) for row in shown.to_dict("records")) else ""]
     wrapped = [line for note in notes for line in textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent=_INDENT)]
     beneath = [Text(line, style="dim") for line in wrapped]
     return [*([head, *found, *beneath] if found else []), *ended]

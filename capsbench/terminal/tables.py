@@ -25,6 +25,7 @@ from capsbench.words.slopes_in_words import (
     NOISY,
     basis_note,
     column_unit,
+    curve_note,
     inexact_mark,
     row_mark,
     row_ratio,
@@ -63,7 +64,7 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     more = [f"and {further} more line{'' if further == 1 else 's'}"] * bool(further)
     own = table[table["metric"].isin(shown)]
     marked = any(row_mark(row) for row in own.to_dict("records"))
-    footnote = _footnote(table, *more, basis_note(own), INEXACT_NOTE if marked else "")
+    footnote = _footnote(table, *more, basis_note(own), curve_note(own), INEXACT_NOTE if marked else "")
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
     if datasets:

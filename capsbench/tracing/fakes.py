@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, _BypassDispatchCache
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
@@ -31,6 +31,14 @@ class Shapes(FakeTensorMode):
         self._without_driver = kind != "cpu" and stands_in(capability)
         # An operator without a form for shapes would be run for real, on the device.
         super().__init__(allow_non_fake_inputs=True, allow_fallback_kernels=kind == "cpu")
+
+    def _validate_output_for_cache_entry(self, state: Any, key: Any, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Refuse to remember a tensor that is a part of its memory: what is remembered would be made with less memory."""
+        super()._validate_output_for_cache_entry(state, key, func, args, kwargs, output)
+        if isinstance(output, FakeTensor) and not func.is_view and not any(output is one for one in args):
+            needed = sum((side - 1) * stride for side, stride in zip(output.shape, output.stride(), strict=True)) + 1
+            if output.numel() and output.untyped_storage().nbytes() > needed * output.itemsize:
+                raise _BypassDispatchCache("part of its memory")
 
     @property
     def avoid_device_init(self) -> bool:

@@ -10,15 +10,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
+from capsbench.records import LOWER_BOUND
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.blocks import Blocks, Recording, current_node
 from capsbench.tracing.collectives import collective_bytes, is_collective, resized_storages
@@ -36,6 +40,7 @@ from capsbench.tracing.scratch import may_take, most_bytes, numbers_bytes, scrat
 from capsbench.tracing.sparse import SparseTensors
 from capsbench.tracing.surroundings import (
     added_biases,
+    arrays,
     calls_noted,
     deep_copies,
     initial_values,
@@ -57,7 +62,9 @@ _READS = "the model reads a tensor's value, for which the trace takes 0"
 _ALL_TRUE = "the model asks if all values of a tensor are true, which the trace takes to be so"
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
-_MASKS = "sizes of tensors depend on values, such as a mask's, and the trace takes 0: nothing is chosen, so bytes may be too few"
+_MASKS = (
+    f"sizes of tensors depend on values, such as a mask's, and the trace chooses nothing: {LOWER_BOUND}, and a run may take more"
+)
 _MASKED_FILL = {torch.ops.aten.masked_fill, torch.ops.aten.masked_fill_}
 _OTHER_WAY = "{} takes another way where values can be read, and other memory: counted as without values"
 _READ_IN_BACKWARD = {
@@ -108,6 +115,7 @@ def _forms_without_values(follow: "Follow") -> Iterator[None]:
         initial_values(),
         unpacking(),
         lengths_as_numbers(),
+        arrays(follow.array),
         without_its_log(),
     ):
         yield
@@ -216,10 +224,7 @@ class Follow(Operators):
             with unset_fake_temporarily():
                 return with_values.run()
         if call.packet is torch.ops.aten.lift_fresh and not isinstance(call.tensors[0], FakeTensor):
-            # These are numbers of which `torch.tensor` makes one.
-            lifted = self.values.stand_in(call.tensors[0], call.tensors[0].device)
-            self.blocks.follow(lifted)
-            return lifted
+            return self._lifted(call.tensors[0])
         given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
@@ -247,6 +252,13 @@ class Follow(Operators):
         if self._indices and _is_of_indices(call):
             return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs)
         return None
+
+    def _lifted(self, tensor: Tensor) -> Tensor:
+        """The stand-in for a tensor that was just made of numbers, or of an array, whose memory is not the allocator's."""
+        lifted = self.values.stand_in(tensor, tensor.device)
+        if tensor.untyped_storage().resizable():
+            self.blocks.follow(lifted)
+        return lifted
 
     def _taken_apart(self, given: Call) -> Any:
         """Run an operator that is made of others.
@@ -318,6 +330,17 @@ class Follow(Operators):
             return False
         return 0.0 if dtype.is_floating_point else 0
 
+    def array(self, tensor: Tensor) -> NDArray[Any]:
+        """The values of a tensor as an array, which shares those that are known; any other value that is read is 0."""
+        known = self.values.of(tensor)
+        with _disable_current_modes():
+            if known is not None:
+                return known.detach().numpy()
+            kind = torch.empty(0, dtype=tensor.dtype).numpy().dtype  # torch refuses types that NumPy lacks
+        self._count_read()
+        self.notes[_READS] = None
+        return np.zeros(tuple(tensor.shape), dtype=kind)
+
     def _made(self, call: Call) -> Any:
         """Run an operator that is made of no others, and follow what it returns."""
         before, done = self.flops, len(self.work)
@@ -350,7 +373,7 @@ class Follow(Operators):
 
     def _note_assumptions(self, call: Call, out: Any) -> None:
         """Note what is assumed of the outcome of an operator, and of its derivative."""
-        if (may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call):
+        if (may_have_node(call) and call.func in _READ_IN_BACKWARD) or _fills_with_gradient(call) or _scales_in_place(call):
             self.unsure[_OTHER_WAY.format(f"the derivative of {call.packet}")] = None
         if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
             self._true[out] = True
@@ -491,6 +514,15 @@ def _fills_with_gradient(call: Call) -> bool:
     """Return whether a number that needs a gradient is written wherever a mask is true: the derivative chooses by the mask."""
     filled = call.packet in _MASKED_FILL and isinstance(call.args[2], Tensor) and call.args[2].requires_grad
     return filled and torch.is_grad_enabled()
+
+
+def _scales_in_place(call: Call) -> bool:
+    """Return whether a derivative writes into tensors of its own with values, and makes new ones without."""
+    if not torch.is_grad_enabled():
+        return False
+    if call.packet is torch.ops.aten.addcmul:
+        return call.kwargs.get("value", 1) != 1 and any(one.requires_grad for one in call.tensors[1:])
+    return call.packet is torch.ops.aten.binary_cross_entropy and call.tensors[1].requires_grad
 
 
 def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:

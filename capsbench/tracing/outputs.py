@@ -15,7 +15,9 @@ from capsbench.tracing.scratch import Layout, layout, returned, run_on_host
 
 _LOSSES = {getattr(torch.ops.aten, name) for name in ("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy")}
 """Operators that keep one number in the memory of all elements, on every device; torch sums in place."""
-_SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
+_SIZED_BY_LIBRARY = {
+    getattr(torch.ops.aten, name) for name in ("_embedding_bag", "_embedding_bag_forward_only", "col2im", "mkldnn_rnn_layer")
+}
 """Operators whose outputs on a CPU differ in size from torch's fake tensors."""
 _AS_ON_A_CPU = "torch knows the outputs of {} only where it runs: counted as on a CPU"
 _GROUP_NORM = torch.ops.aten.native_group_norm
@@ -87,9 +89,12 @@ def _as_returned(call: Call, out: Any, unsure: dict[str, None]) -> Any:
     if real is None:
         unsure[f"only a run knows how much {call.packet} keeps for its library"] = None
         return out
-    return tuple(
-        fake if made is None or layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True)
+    outputs = [out] if isinstance(out, Tensor) else out
+    sized = tuple(
+        fake if made is None or layout(fake) == made else _laid(made, fake.device)
+        for fake, made in zip(outputs, real, strict=True)
     )
+    return sized[0] if isinstance(out, Tensor) else sized
 
 
 def _wide_statistics(packet: Any, given: list[Tensor], out: Any, kind: str) -> Any:

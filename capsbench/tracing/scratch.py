@@ -32,8 +32,8 @@ _WITH_BUFFERS = {
         "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
         "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "all", "allclose", "any",
         "batch_norm_backward", "binary_cross_entropy", "binary_cross_entropy_backward", "binary_cross_entropy_with_logits",
-        "bincount", "cholesky_inverse", "cholesky_solve", "copysign", "count_nonzero", "deg2rad", "dist", "geqrf", "histc",
-        "histogram", "huber_loss", "index_reduce", "isin", "isinf", "kthvalue", "ldexp", "linalg_eig",
+        "bincount", "cholesky_inverse", "cholesky_solve", "col2im", "copysign", "count_nonzero", "deg2rad", "dist", "geqrf",
+        "histc", "histogram", "huber_loss", "im2col", "index_reduce", "isin", "isinf", "kthvalue", "ldexp", "linalg_eig",
         "linalg_householder_product", "linalg_inv_ex", "linalg_ldl_factor_ex", "linalg_lstsq", "linalg_lu", "linalg_lu_solve",
         "linalg_matrix_exp", "linalg_matrix_sqrth", "linalg_pinv", "linalg_polar", "linalg_qr", "logsumexp",
         "masked_scatter_backward", "median", "mse_loss", "multilabel_margin_loss_backward",
@@ -50,7 +50,7 @@ _WITH_BUFFERS = {
 
 They are those of torch's own tests of operators whose kernels, tried on contiguous tensors, take anything but numbers.
 """
-_ENLARGING = {one for one in _WITH_BUFFERS if one.__name__.startswith(("repeat", "upsample_", "_upsample_"))}
+_ENLARGING = {one for one in _WITH_BUFFERS if one.__name__.startswith(("im2col", "repeat", "upsample_", "_upsample_"))}
 """Operators that may return far more than they are given."""
 _OF_SHARES = {
     getattr(torch.ops.aten, name)
@@ -220,7 +220,8 @@ def returned(call: Call) -> list[Layout | None] | None:
         if _bytes_of(call.args) <= _MOST_BYTES:
             with unset_fake_temporarily():
                 out = call.changed(real_like).run()
-            _RETURNED[key] = [layout(one) if isinstance(one, Tensor) else None for one in out]
+            given_back = [out] if isinstance(out, Tensor) else out
+            _RETURNED[key] = [layout(one) if isinstance(one, Tensor) else None for one in given_back]
     return _RETURNED[key]
 
 

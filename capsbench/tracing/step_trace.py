@@ -21,7 +21,7 @@ from capsbench.catalog import OWN_INPUTS
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
-from capsbench.records import Configuration, StepFigures
+from capsbench.records import LOWER_BOUND, Configuration, StepFigures
 from capsbench.system.garbage import old_objects_left_alone
 from capsbench.tracing.attribution import Calls, Origin, Spans, module_classes, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
@@ -49,7 +49,7 @@ MANY_BLOCKS = 64
 
 _LONGEST_REASON = 200
 
-_VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "numpy", "storage", "subclass")
+_VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "for 'meta'", "numpy", "storage", "subclass")
 """Words of errors that a step has because its tensors have no values."""
 
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
@@ -100,6 +100,11 @@ class TracedStep:
     """Class of each module by its name."""
     freed_gradient_bytes: int = 0
     """Bytes of the gradients of the step before that forward freed."""
+
+    @property
+    def lower_bound(self) -> bool:
+        """True if a note says that the step takes at least these bytes, and may take more."""
+        return any(LOWER_BOUND in note for note in self.notes)
 
     @property
     def retained_bytes(self) -> int:
@@ -192,7 +197,7 @@ def untraceable(model: str, error: BaseException, *, zeros_seen: bool = False) -
     if any(word in f"{type(error).__module__} {error}".lower() for word in _VALUES):
         return ConfigurationError(
             f"model '{model}' cannot be traced without values: {reason}",
-            "a trace has shapes alone: keep numpy, files and values of tensors out of construction and step, or measure it",
+            "a trace has shapes alone: keep raw memory, files and values of tensors out of construction and step, or measure it",
         )
     return step_error(model, error, otherwise=", or measure it, if it needs values, which a trace has not", most=_LONGEST_REASON)
 

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -165,6 +166,35 @@ def unseen() -> AbstractContextManager[None]:
 
 class _NoTensor:
     """The class of no tensor."""
+
+
+def arrays(values: Callable[[Tensor], NDArray[Any]]) -> AbstractContextManager[None]:
+    """Give tensors without values as the arrays that `values` returns, which no longer share memory with them."""
+
+    def numpy(tensor: Tensor, *, force: bool = False) -> NDArray[Any]:
+        if not force and tensor.device.type != "cpu":
+            raise TypeError(f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() first")
+        if not force and tensor.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        return values(tensor)
+
+    return replaced(FakeTensor, "numpy", numpy)
+
+
+def counted_copies() -> AbstractContextManager[None]:
+    """Copy storages, as a deep copy of a buffer does, in memory of the allocator of tensors: torch itself goes around it."""
+    return replaced(torch.UntypedStorage, "clone", _copied_storage)
+
+
+_real_clone: Any = torch.UntypedStorage.clone
+
+
+def _copied_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    if storage.device.type != "cpu":
+        copied: torch.UntypedStorage = _real_clone(storage)
+        return copied
+    memory = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+    return memory.untyped_storage().copy_(storage)
 
 
 def deep_copies() -> AbstractContextManager[None]:

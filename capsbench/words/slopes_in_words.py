@@ -86,10 +86,13 @@ def row_slope(row: Row, unit: Unit | None = None) -> str:
 
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:
-    """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`."""
+    """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`.
+
+    A line that cannot be distinguished from none is left out: `48 B per pair of tokens`.
+    """
     axis, shape = str(row[AXIS_COLUMN]), row_shape(row)
     term = slope_text(row["term"], row["term_low"], row["term_high"], is_bytes=is_bytes)
-    if shape == "inverse":
+    if shape == "inverse" or row["slope_low"] <= 0 <= row["slope_high"]:
         return f"{term} {term_unit(axis, shape)}"
     slope = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
     return f"{slope} {per_unit(axis)} and {term} {term_unit(axis, 'quadratic')}"
@@ -151,6 +154,20 @@ def row_basis(row: Row) -> str:
     if row["basis"] == "turns":
         return f"over the whole {step}"
     return f"in the {growing}{' and the optimizer' if row['metric'] == 'train' else ''}"
+
+
+def curve_note(table: pd.DataFrame) -> str:
+    """The way to a curve, if bytes over an axis other than blocks lie on no line and no basis was declared; else empty.
+
+    Args:
+        table: slopes along one axis.
+    """
+    for row in table[table["shape"] == "not a line"].to_dict("records"):
+        axis, metric = str(row[AXIS_COLUMN]), METRICS[row["metric"]]
+        if metric.repeats and metric.name != "reserved" and axis != "blocks" and not isinstance(row["declared"], str):
+            basis = f"--basis {axis.replace('_', '-')}=1,n,n²"
+            return f"bytes on no line: a square shows in four positions or more if it is exact, and {basis} fits one in any case"
+    return ""
 
 
 def basis_note(table: pd.DataFrame) -> str:

@@ -22,7 +22,8 @@ def two_cores(monkeypatch):
 
 
 def asked(*batches):
-    return [(make_configuration(batch_size=batch), "depth") for batch in batches]
+    # What fits has three arguments, of which the last may be any object that can be sent.
+    return [(make_configuration(batch_size=batch), "depth", Path("announced")) for batch in batches]
 
 
 def interrupt(arguments, *, wait_first):

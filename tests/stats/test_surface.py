@@ -14,6 +14,7 @@ from capsbench.stats.grid_costs import errors_of_turns, relative_to_each_other
 from capsbench.stats.surface import fit_surface
 from capsbench.stats.turn_times import CommonRounds
 from capsbench.terminal.tables import estimates_table
+from capsbench.words.slopes_in_words import curve_note
 from helpers.made import make_grid_in_turn, make_varied
 
 
@@ -54,6 +55,17 @@ def test_a_peak_is_known_from_below_where_nothing_was_measured(at, inside):
     assert (peak["value"], peak["low"], peak["exact"]) == (expected, expected, inside)
     assert (peak["high"] == expected) if inside else np.isnan(peak["high"])
     assert rows.loc["retained", ["high", "exact"]].tolist() == [bilinear(place), True]
+
+
+def test_bytes_of_another_power_are_not_known_outside_their_cells_unless_a_basis_is_declared():
+    """An image of twice the side has four times the tokens, and attention has sixteen times the pairs of them."""
+    report = make_varied(lambda at: 3000 + 100 * at["length"] ** 2 + at["length"] ** 4 // 64, length=(16, 32, 48, 64))
+    for report_of, known in ((report, False), (report.with_basis(length="1,n,n²"), True)):
+        outside = report_of.at(length=128).set_index("metric").loc["retained"]
+        assert np.isfinite(outside["value"]) == known
+        assert ("no line and no curve" in outside["unknown"]) != known
+    assert "--basis length=1,n,n²" in curve_note(report.slopes)
+    assert curve_note(make_varied(lambda at: 7 ** at["blocks"], blocks=(1, 2, 4)).slopes) == ""
 
 
 def falling(at):

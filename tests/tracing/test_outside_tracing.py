@@ -7,11 +7,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
+from capsbench.errors import ConfigurationError
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, MemoryFigures, Record
@@ -139,6 +141,13 @@ def test_copies(name, own):
 
 
 @pytest.mark.slow
+def test_copied_buffers_are_in_the_peak(own):
+    """A deep copy of a buffer is a copy of its storage, for which torch does not ask the allocator of tensors."""
+    figures = memory_figures(probed_step(own(COPIES["normalisation"])))
+    if counting.installed() is not None:
+        assert figures.at_peak.state_bytes == figures.state_bytes
+
+
 def test_a_copied_layer_costs_what_a_layer_does():
     def make(in_shape: tuple[int, int, int], num_classes: int, blocks: int) -> nn.Module:
         one = nn.Linear(16, 16)
@@ -408,7 +417,15 @@ def inverted(me: Any, x: Tensor) -> Tensor:
     return x[:, : int(by_scatter[20]) + int(by_index[20]) + 18].exp()
 
 
+def written_by_numpy(me: Any, x: Tensor) -> Tensor:
+    """A tensor that shares its memory with an array, and an array of its values."""
+    width = torch.zeros(1, dtype=torch.int64)
+    width.numpy()[:] = 18
+    return x[:, : int(width) + int(np.asarray(torch.arange(4)).max())].exp().sum(1, keepdim=True) * x
+
+
 VALUES: dict[str, Build] = {
+    "arrays": lambda _: Net(Call(written_by_numpy)),
     "an inverted permutation": lambda _: Net(Call(inverted)),
     "a mask": lambda _: Net(Call(masked)),
     "positions": lambda _: Net(Call(positions)),
@@ -465,7 +482,15 @@ def by_scale(me: Any, x: Tensor) -> Tensor:
 
 MADE_BEFORE = nn.Parameter(torch.ones(()))
 
+
+def assigned(me: Any, x: Tensor) -> Tensor:
+    """A network that sorts rows outside torch, as detectors assign what they predict."""
+    order = torch.from_numpy(np.argsort(x.detach().numpy()[:, 0]))
+    return x[order].exp()
+
+
 UNKNOWN: dict[str, Build] = {
+    "an array": lambda _: Net(Call(assigned)),
     "overwritten": lambda _: Net(Call(overwritten)),
     "scattered in part": lambda _: Net(Call(scattered_in_part)),
     "overwritten in part": lambda _: Net(Call(overwritten_in_part)),
@@ -489,6 +514,17 @@ def test_values_that_are_not_known_are_not_called_exact(name, own):
     assert record.status == "ok"
     assert "value" in record.step.notes[0]
     assert record.memory.certainty["retained_bytes"] == "guessed"
+
+
+def test_sizes_do_not_depend_on_arrays_of_values(own):
+    step, measured = both(own(UNKNOWN["an array"]))
+    assert (step.retained_bytes, step.gradient_bytes) == (measured.retained_bytes, measured.gradient_bytes)
+
+
+@pytest.mark.parametrize(("change", "words"), [(lambda x: x, "requires grad"), (lambda x: x.detach().bfloat16(), "BFloat16")])
+def test_arrays_are_refused_as_torch_refuses_them(change, words, own):
+    with pytest.raises(ConfigurationError, match=words):
+        trace_step(own(lambda _: Net(Call(lambda me, x: x + torch.from_numpy(change(x).numpy())))))
 
 
 def test_a_network_cannot_see_that_it_is_traced(own):

@@ -90,6 +90,8 @@ WITH_BUFFERS: dict[str, Function] = {
     "a sum of expanded biases": lambda y: torch.addmm(y[:, :1].expand(16, 4), y, y[:8, :4]),
     "infinite": lambda y: y * y.isinf(),
     "random numbers": lambda y: y + torch.normal(y.detach(), torch.ones(16, 8)),
+    "patches": lambda y: torch.nn.functional.unfold(y.reshape(1, 2, 8, 8), 3),
+    "a sum of patches": lambda y: torch.nn.functional.fold(y.reshape(1, 8, 16), (5, 5), 2),
     "rrelu": lambda y: torch.nn.functional.rrelu(y, training=True),
 }
 OPERATORS = WITH_OUT_OF_PLACE_FORMS | WITH_NUMBERS | WITH_BUFFERS
@@ -139,12 +141,22 @@ def test_an_operator_takes_what_is_predicted(name):
     assert follow(OPERATORS[name]) == run(OPERATORS[name])
 
 
+def test_a_window_takes_the_same_memory_each_time():
+    """Torch cuts a window from a longer one, and forgets so where it makes the same window without values again."""
+    real = torch.hann_window(20).untyped_storage().nbytes()
+    for _ in range(2):
+        with following("cpu"):
+            assert [torch.hann_window(20).untyped_storage().nbytes() for _ in range(2)] == [real, real]
+
+
 OTHER_WAYS: dict[str, Function] = {
     "masked_fill of a constant": lambda y: torch.zeros(16, 8).masked_fill(MASK, y[0, 0]),
     "cumprod": lambda y: y.cumprod(1),
     "prod": lambda y: y.prod(1),
     "max": lambda y: y.max(),
     "median": lambda y: y.median(),
+    "addcmul": lambda y: torch.addcmul(y, y, y, value=0.5),
+    "binary_cross_entropy": lambda y: torch.nn.functional.binary_cross_entropy(torch.full((16, 8), 0.3), y.sigmoid()),
     "masked_fill": lambda y: y.masked_fill(MASK, y[0, 0]),
     "quantile": lambda y: torch.quantile(y, 0.3, dim=1),
     "nanquantile": lambda y: y.nanquantile(0.3, dim=1),
