@@ -94,14 +94,16 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
 
     def check(*args: Any, file: str | None = None, name: str | None = None, **kwargs: Any) -> "MemoryEstimate":
         path = request.path.parent / _BASELINE if file is None else file
-        update = bool(request.config.getoption(_UPDATE))
+        update, failure = bool(request.config.getoption(_UPDATE)), ""
         try:
             found = estimate(*args, **kwargs)
             grown = grown_memory(found, path, name=name or request.node.nodeid.rpartition("/")[2], update=update)
+            if grown:
+                failure = "\n".join([*grown, f"write a new baseline with pytest {_UPDATE} if this is meant"])
         except CapsbenchError as error:
-            pytest.fail(str(error), pytrace=False)
-        if grown:
-            pytest.fail("\n".join([*grown, f"write a new baseline with pytest {_UPDATE} if this is meant"]), pytrace=False)
+            failure = str(error)
+        if failure:  # outside of `except`, or pytest would print both exceptions
+            pytest.fail(failure, pytrace=False)
         return found
 
     return check

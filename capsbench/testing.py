@@ -143,6 +143,16 @@ class MemorySlope:
         shown = [f"{name or OUTSIDE} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
         return ", ".join(shown) or "no module retains more"
 
+    def __repr__(self) -> str:
+        """Return the terms in words, the positions and the modules that retain more at the last one."""
+        at = places_text(self.axis, self.positions)
+        if self.shape == "not a line":
+            found = ", ".join(map(bytes_text, self.retained_bytes))
+            first = f"a training step retains {INEXACT * bool(self.notes)}{found} at {at}, which lie on no line"
+        else:
+            first = f"a training step retains {self.in_words}, by a fit over {at}"
+        return "\n".join([first, f"more at the last: {self.explain()}", *(f"note: {note}" for note in self.notes)])
+
 
 def memory_slope(
     model_factory: ModelFactory,
@@ -255,6 +265,10 @@ def _traced_case(factory: ModelFactory, own: Mapping[str, Any]) -> TracedStep:
     return trace_step(configuration, factory=factory, inside=False)
 
 
+_WRITER = "pytest --update-memory-baselines, or `grown_memory` with `update`"
+"""The ways to write a baseline of live networks, for errors."""
+
+
 def grown_memory(
     found: MemoryEstimate,
     baseline: str | os.PathLike[str],
@@ -282,15 +296,13 @@ def grown_memory(
     path, run = absolute(baseline), _summary_of(found, name)
     (key,) = (line.key() for line in run.lines)
     if update:
-        others = [line for line in read_baseline(path).lines if line.key() != key] if path.exists() else []
+        others = [line for line in read_baseline(path, written_by=_WRITER).lines if line.key() != key] if path.exists() else []
         write_baseline(Summary(lines=sorted([*others, *run.lines], key=lambda line: line.key())), path)
         return []
-    known = read_baseline(path)
+    known = read_baseline(path, written_by=_WRITER)
     before = [line for line in known.lines if line.key() == key]
     if not before:
-        raise ConfigurationError(
-            f"baseline {path} has no line '{name}' for this device", "write it with `update`, or pytest --update-memory-baselines"
-        )
+        raise ConfigurationError(f"baseline {path} has no line '{name}' for this device", f"write it with {_WRITER}")
     judgement = judge(run, known.model_copy(update={"lines": before}), None, thresholds)
     labels = Labels([run.lines[0].options()])
     return [finding_text(one, labels) for one in judgement.regressions if isinstance(one, Finding)]

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import capsbench
 from capsbench import Case, MoCapsNet
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, StoreError
 from capsbench.gate.baseline import read_baseline
+from capsbench.gate.findings import Labels, missing_text
 from capsbench.testing import grown_memory, memory_slope
 from helpers import ROOT
 from helpers.made import MIB
@@ -135,6 +136,9 @@ def test_bytes_on_a_curve_have_no_one_slope():
         _ = found.retained_per_unit
     assert "0 B per token and 12 B per pair of tokens" in error.value.what
     assert "terms" in error.value.hint
+    first, second = str(found).splitlines()
+    assert first == "a training step retains 0 B per token and 12 B per pair of tokens, by a fit over length 4, 8, 16, 32"
+    assert second.startswith("more at the last: ")
 
 
 def test_bytes_on_no_line_have_no_slope():
@@ -147,6 +151,7 @@ def test_bytes_on_no_line_have_no_slope():
             read()
         assert "four positions" in error.value.hint
     assert found.worst_step() == 2 * 4 * 192
+    assert " at length 16, 64, 128, which lie on no line\n" in str(found)
 
 
 def test_a_declared_basis_needs_fewer_positions_and_must_fit():
@@ -430,7 +435,8 @@ def test_a_live_network_is_guarded_by_a_baseline(session_apart, pytester):
 
     result = outcomes(256)
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*memory_baseline.json does not exist*"])
+    result.stdout.fnmatch_lines(["*memory_baseline.json does not exist", "write it with pytest --update-memory-baselines*"])
+    result.stdout.no_fnmatch_line("*During handling of the above exception*")
     outcomes(256, update).assert_outcomes(passed=2)
     assert (pytester.path / "mine.json").exists()
     before = (pytester.path / "memory_baseline.json").read_text()
@@ -457,6 +463,32 @@ def test_line(memory_baseline):
     )
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*model 'Linear'*", "*has no line 'another'*"])
+
+
+def test_a_baseline_that_cannot_be_used_is_two_lines_with_the_way_to_write_it(tmp_path):
+    found = capsbench.estimate(nn.Linear(64, 8), torch.rand(8, 64), Tensor.sum)
+    path = tmp_path / "baseline.json"
+    for content, what in ((None, "does not exist"), ("[]", "is not a baseline"), ("{", "is not JSON")):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(StoreError, match=what) as refused:
+            grown_memory(found, path, name="one")
+        assert "pytest --update-memory-baselines" in refused.value.hint
+        assert "capsbench check" not in refused.value.hint
+
+
+def test_memory_of_a_network_without_blocks_names_none(tmp_path):
+    def found(width: int):
+        return capsbench.estimate(nn.Sequential(nn.Linear(64, width), nn.Sigmoid()), torch.rand(8, 64), Tensor.sum)
+
+    path = tmp_path / "baseline.json"
+    grown_memory(found(64), path, name="one", update=True)
+    grown = grown_memory(found(4096), path, name="one")
+    assert any(text.startswith("one (predicted): retained 2.00 KiB → 128.00 KiB, ") for text in grown), grown
+    assert not any("blocks" in text or "cells" in text for text in grown)
+    # The same in words on cells that are missing.
+    (line,) = read_baseline(path).lines
+    assert missing_text(line, Labels([line.options()])) == "one (predicted): not measured"
 
 
 def test_a_baseline_keeps_other_lines(tmp_path):

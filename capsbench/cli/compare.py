@@ -32,8 +32,8 @@ def command(
     """Compare two reports: difference, interval and verdict.
 
     They are compared slope by slope and cell by cell. A value is worse if it differs significantly and by more than a threshold.
-    Times of B are scaled to the machine of A by a yardstick, a computation that was timed with both: it distinguishes a slower
-    machine from slower code.
+    Times are printed as each report has them. Their differences are at equal pace of the machine, which a yardstick measures, a
+    computation that was timed with both: it distinguishes a slower machine from slower code.
 
     \b
     Examples:

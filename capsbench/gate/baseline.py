@@ -11,18 +11,24 @@ from capsbench.system.durable import replacing
 from capsbench.system.paths import expanded
 
 
-def read_baseline(path: Path) -> Summary:
+def read_baseline(path: Path, *, written_by: str = "") -> Summary:
     """The summary in a baseline file.
+
+    Args:
+        path: path of the file.
+        written_by: the way to write it, for errors; by default 'capsbench check' with its option `update`.
 
     Raises:
         StoreError: it is missing, not JSON, of another program, or of a schema that this capsbench does not read.
     """
     path = expanded(path)
-    again = "give a file that 'capsbench check' has written with `update`"
+    again = "give a file that " + (f"{written_by} has written" if written_by else "'capsbench check' has written with `update`")
+    writer = written_by or "`update`"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        make = f"make one from a good report: 'capsbench check' with `baseline` {path} and `update`"
+        from_report = f"make one from a good report: 'capsbench check' with `baseline` {path} and `update`"
+        make = f"write it with {written_by}" if written_by else from_report
         raise StoreError(f"baseline {path} does not exist", make) from None
     except OSError as error:
         raise StoreError(f"baseline {path} cannot be read: {error.strerror}", again) from None
@@ -35,7 +41,7 @@ def read_baseline(path: Path) -> Summary:
         newer = isinstance(version, int) and version > BASELINE_VERSION
         raise StoreError(
             f"baseline {path} has schema version {version}; this capsbench reads versions up to {BASELINE_VERSION}",
-            "upgrade capsbench" if newer else "measure again, and write a new one with `update`",
+            "upgrade capsbench" if newer else f"measure again, and write a new one with {writer}",
         )
     try:
         return Summary.model_validate(data)
@@ -43,7 +49,7 @@ def read_baseline(path: Path) -> Summary:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"])) or "baseline"
         damage = f"baseline {path} is damaged: {place}: {fault['msg']}"
-        raise StoreError(damage, "restore it, or write a new one with `update`") from None
+        raise StoreError(damage, f"restore it, or write a new one with {writer}") from None
 
 
 def write_baseline(summary: Summary, path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from capsbench.errors import ConfigurationError
 from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds, Verdict
-from capsbench.gate.summary import SeriesSummary, Summary
+from capsbench.gate.summary import SeriesSummary, Summary, network_name
 from capsbench.words.labels import Series
 
 
@@ -64,6 +64,12 @@ class Judgement:
     def passed(self) -> bool:
         """Return whether nothing is worse."""
         return not self.regressions and not self.missing
+
+    def __repr__(self) -> str:
+        """Return the lines of `capsbench check`."""
+        from capsbench.gate.verdicts import CheckText
+
+        return "\n".join(CheckText(self, "the baseline", "").lines())
 
 
 def judge(run: Summary, baseline: Summary, last: Summary | None = None, thresholds: Thresholds | None = None) -> Judgement:
@@ -138,6 +144,6 @@ def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Se
 
 
 def _name(finding: Finding) -> tuple[str, str]:
-    """The series and quantity of a finding, on any machine."""
+    """The series and quantity of a finding, on any machine and under any name of its network."""
     series = {name: value for name, value in finding.comparison.series.items() if name not in ("threads", "device")}
-    return repr(series), finding.comparison.quantity
+    return repr(series | {"model": network_name(str(series["model"]))}), finding.comparison.quantity

@@ -12,13 +12,16 @@ from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
 from capsbench.gate.paired_series import PairedSeries
-from capsbench.gate.summary import SeriesSummary, Summary
+from capsbench.gate.summary import SeriesSummary, Summary, function_name, network_name, same_network
 from capsbench.options import OPTIONS, value_as_typed
 from capsbench.records import FAULTS
 from capsbench.stats.median import CONFIDENCE
 
 _Pair = tuple[SeriesSummary, SeriesSummary]
 """A series of the first run, and the one of the second that is compared with it."""
+
+_Key = Callable[[SeriesSummary], str]
+"""A function that returns a key, which is equal for series that are compared."""
 
 ACROSS = (*OPTIONS, "kind")
 """Names of what two runs may be compared across."""
@@ -42,9 +45,11 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         raise unknown_name("`across`", unknown[0], ACROSS)
     if across:
         first, second = _by_key_across(before.lines, across, "first"), _by_key_across(after.lines, across, "second")
-        pairs, only_before, only_after = _match(first, second, lambda series: series.portable_key_across(across))
+        keys: tuple[_Key, ...] = (lambda one: one.key_across(across), lambda one: one.portable_key_across(across))
     else:
-        pairs, only_before, only_after = _match(_by_key(before.lines), _by_key(after.lines), SeriesSummary.portable_key)
+        first, second = _by_key(before.lines), _by_key(after.lines)
+        keys = (SeriesSummary.key, SeriesSummary.portable_key)
+    pairs, only_before, only_after = _match(first, second, keys, any_network="model" in across)
     if not pairs:
         raise _nothing_in_common(before.lines, after.lines)
     comparisons: list[Comparison] = []
@@ -94,10 +99,15 @@ def _value(series: SeriesSummary, name: str) -> str:
 
 def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ...]:
     """The values of each run in the options that pairs were matched across, where they differ."""
-    found = (
-        _difference(one, other, name) for name in across for one, other in pairs if one.options()[name] != other.options()[name]
-    )
+    found = (_difference(one, other, name) for name in across for one, other in pairs if _differ(one, other, name))
     return tuple(dict.fromkeys(found))
+
+
+def _differ(one: SeriesSummary, other: SeriesSummary, name: str) -> bool:
+    """Return whether two series differ in an option; two names of one network are no difference."""
+    if name == "model":
+        return not same_network(one.configuration.model, other.configuration.model)
+    return bool(one.options()[name] != other.options()[name])
 
 
 def _difference(one: SeriesSummary, other: SeriesSummary, name: str) -> str:
@@ -106,25 +116,35 @@ def _difference(one: SeriesSummary, other: SeriesSummary, name: str) -> str:
 
 
 def _match(
-    before: Mapping[str, SeriesSummary], after: Mapping[str, SeriesSummary], portable_key: Callable[[SeriesSummary], str]
+    before: Mapping[str, SeriesSummary], after: Mapping[str, SeriesSummary], keys: Sequence[_Key], *, any_network: bool
 ) -> tuple[list[_Pair], list[SeriesSummary], list[SeriesSummary]]:
     """Pairs of series of both runs, in the order of the first; then the series of each run alone.
 
-    A series is matched on any machine, unless a run has several series that differ in the machine alone.
+    A series is matched on any machine and under any name of its network, unless a run has several series that differ in these
+    alone.
 
     Args:
         before: series of the first run by their keys.
         after: series of the second by theirs.
-        portable_key: function that returns a key in which the machine does not count.
+        keys: functions that return a key in which the machine counts, and one in which it does not.
+        any_network: whether the two may be of different networks.
     """
     old, new = dict(before), dict(after)
     found = {key: (old.pop(key), new.pop(key)) for key in old.keys() & new.keys()}
-    by_name = [Counter(portable_key(series) for series in all_series.values()) for all_series in (old, new)]
-    others = {portable_key(series): key for key, series in new.items()}
-    for key, series in list(old.items()):
-        name = portable_key(series)
-        if all(count[name] == 1 for count in by_name):
-            found[key] = old.pop(key), new.pop(others[name])
+    for name_of in (str, network_name, function_name):
+        for key_of in keys:
+            named = [
+                {place: key_of(series.named(name_of(series.configuration.model))) for place, series in run.items()}
+                for run in (old, new)
+            ]
+            counts = [Counter(names.values()) for names in named]
+            others = {name: place for place, name in named[1].items()}
+            for place, name in named[0].items():
+                if any(count[name] != 1 for count in counts):
+                    continue
+                one, other = old[place], new[others[name]]
+                if any_network or same_network(one.configuration.model, other.configuration.model):
+                    found[place] = old.pop(place), new.pop(others[name])
     return [found[key] for key in before if key in found], list(old.values()), list(new.values())
 
 
@@ -143,6 +163,8 @@ def _nearest_pair(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary
         for new in after:
             there = new.options()
             names = [name for name, value in old.options().items() if value != there[name]]
+            if len(names) > 1 and same_network(old.configuration.model, new.configuration.model):
+                names = [name for name in names if name != "model"]
             if nearest is None or len(names) < len(nearest[0]):
                 nearest = names, (old, new)
     return nearest
@@ -154,7 +176,7 @@ def _nothing_in_common(before: Sequence[SeriesSummary], after: Sequence[SeriesSu
     if nearest is None:
         return ConfigurationError("the two have no line in common: one of them is empty", "measure the same models and options")
     names, (old, new) = nearest
-    apart = f", or compare with `across` {','.join(names)}" if set(names) <= set(ACROSS) else ""
+    apart = f", or use 'capsbench compare' with `across` {','.join(names)}" if set(names) <= set(ACROSS) else ""
     differences = "; ".join(_difference(old, new, name) for name in names)
     return ConfigurationError(
         f"the two have no line in common; the nearest differ: {differences}",

@@ -52,8 +52,9 @@ class Comparison:
     """A key of `COMPARED_BYTES` or `COMPARED_TIMES`."""
     verdict: Verdict
     before: float | None = None
-    """Bytes or seconds, per unit of the axis for a slope. Times are scaled to the machine of the first run by the yardstick."""
+    """Bytes or seconds as the first report has them, per unit of the axis for a slope."""
     after: float | None = None
+    """Bytes or seconds as the second report has them."""
     low: float | None = None
     """95 % interval of the difference; None if figures repeat exactly, or no interval is known."""
     high: float | None = None
@@ -70,6 +71,10 @@ class Comparison:
     """The shapes of a time over the axis in the first run and in the second."""
     within: tuple[float, float] | None = None
     """Seconds per unit of the axis that the slope of a time exceeds in neither run, whatever its sign."""
+    equal_pace: tuple[float, float] | None = None
+    """Seconds before and after at equal pace of the machine, which verdict and difference are of; None if it is not known."""
+    pace: str = ""
+    """The measure of the pace: the yardstick, or the rest of the step."""
     unit: str = ""
     """Unit of a term that only a curve has, such as `per pair of tokens`; empty for a slope, which is per unit of the axis."""
 
@@ -77,6 +82,27 @@ class Comparison:
     def is_bytes(self) -> bool:
         """True for bytes, False for seconds."""
         return self.quantity in COMPARED_BYTES
+
+    @property
+    def compared_values(self) -> tuple[float, float] | None:
+        """The values that verdict and difference are of: at equal pace, or else as the reports have them; None if not known."""
+        if self.before is None or self.after is None:
+            return None
+        return self.equal_pace or (self.before, self.after)
+
+    @property
+    def difference(self) -> float | None:
+        """The difference, at equal pace of the machine if that is known; None if there is none."""
+        return None if self.compared_values is None else self.compared_values[1] - self.compared_values[0]
+
+    @property
+    def differs_by_pace(self) -> bool:
+        """Return whether the difference of the reports' values lies outside the interval of that at equal pace."""
+        known = (self.before, self.after, self.low, self.high)
+        if self.equal_pace is None or None in known:
+            return False
+        before, after, low, high = (value or 0.0 for value in known)
+        return not low <= after - before <= high
 
 
 @dataclass(frozen=True)
@@ -106,3 +132,9 @@ class Compared:
     """Differences that the two were compared across: `kernel: compiled in the first, recompute in the second`."""
     ignored: tuple[str, ...] = ()
     """Names of the options that the two were compared across, which distinguish no series here."""
+
+    def __repr__(self) -> str:
+        """Return the table of `capsbench compare` and its remarks."""
+        from capsbench.gate.verdicts import comparison_text
+
+        return comparison_text(self)

@@ -1,6 +1,6 @@
 """Findings of a comparison or a check in words: one line each, for a terminal, a pull request and a build server alike."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from capsbench.axes import per_unit
@@ -17,6 +17,9 @@ from capsbench.words.units import bytes_text, number_with, quantity_text, slope_
 
 _MODULES_NAMED = 4
 
+ANY_NETWORK = "the network"
+"""Title of a network in the labels of runs that are compared across networks."""
+
 
 class Labels:
     """Labels of several series, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`.
@@ -31,7 +34,7 @@ class Labels:
         self._ignored = {*ignored} | ({"gpu"} if "kind" in ignored else set())
         self._series = list({repr(series): series for series in map(self._reduced, all_series)}.values())
         self._names = Names(self._series)
-        self._datasets = len({series["dataset"] for series in self._series}) > 1
+        self._datasets = len({series.get("dataset") for series in self._series}) > 1
 
     def of(self, series: Series) -> str:
         """The label of one series, in printable form."""
@@ -43,7 +46,10 @@ class Labels:
         return "all lines" if 1 < len(named) == len(self._series) else ", ".join(named)
 
     def _reduced(self, series: Series) -> Series:
-        return {name: value for name, value in series.items() if name not in self._ignored} if self._ignored else series
+        if not self._ignored:
+            return series
+        kept = {name: value for name, value in series.items() if name not in self._ignored}
+        return {"model": ANY_NETWORK} | kept
 
 
 def figure_name(it: Comparison) -> str:
@@ -52,7 +58,8 @@ def figure_name(it: Comparison) -> str:
     if it.scope == "slope":
         return f"{title} {slope_unit(it)}"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
-    return title if it.scope == "level" else f"{title} at {places_text(_axis(it.series), [it.position or 0])}{replicate}"
+    place = _places(it.series, [it.position or 0])
+    return title if it.scope == "level" else f"{title}{' at ' * bool(place)}{place}{replicate}"
 
 
 def slope_unit(it: Comparison) -> str:
@@ -73,24 +80,40 @@ def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
 
 
 def change_text(it: Comparison) -> str:
-    """The change in text: `+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` if the interval contains 0, else `-`."""
-    if it.before is None or it.after is None:
+    """The change in text: `+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` if the interval contains 0, else `-`.
+
+    Of a time it is at equal pace of the machine, if that is known.
+    """
+    if it.compared_values is None:
         return "-"
-    change = it.after - it.before
+    before, after = it.compared_values
+    change = after - before
     if it.low is None or it.high is None:
         if not change:
             return "none"
-        share = f" ({100 * change / abs(it.before):+.1f} %)" if it.before else ""
+        share = f" ({100 * change / abs(before):+.1f} %)" if before else ""
         return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
     if it.low <= 0 <= it.high:
         reach = max(-it.low, it.high)
         if it.scope == "slope":
             return within_text(reach, is_bytes=it.is_bytes)
-        return f"within ± {number_with(100 * reach / it.before, 1)} %"
+        return f"within ± {number_with(100 * reach / before, 1)} %"
     if it.scope == "slope":
         return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-    percent, low, high = (100 * one / it.before for one in (change, it.low, it.high))
+    percent, low, high = (100 * one / before for one in (change, it.low, it.high))
     return f"{_sign(change)}{with_interval(percent, low, high, decimals=1)} %"
+
+
+EQUAL_PACE = "at equal pace of the machine"
+"""The condition under which differences of times are compared, if the pace is known."""
+
+
+def pace_text(it: Comparison) -> str:
+    """A remark with the values that verdict and difference are of, if those of the reports differ by more; else empty."""
+    if it.equal_pace is None or not it.differs_by_pace:
+        return ""
+    before, after = (quantity_text(value, is_bytes=it.is_bytes) for value in it.equal_pace)
+    return f"{EQUAL_PACE}, measured by {it.pace}: {before} → {after}"
 
 
 def _sign(change: float) -> str:
@@ -100,8 +123,10 @@ def _sign(change: float) -> str:
 def finding_text(finding: Finding, labels: Labels) -> str:
     """A finding in text: `ResCapsNet: retained per block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.* +1.00 MiB each`."""
     it = finding.comparison
-    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}, {change_text(it)}"
-    if finding.cells:
+    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}"
+    at_pace = pace_text(it)
+    text += f"; {at_pace}, {change_text(it)}" if at_pace else f", {change_text(it)}{f' {EQUAL_PACE}' if it.equal_pace else ''}"
+    if finding.cells and finding.of > 1:
         text += f", in {finding.cells} of {finding.of} cells"
     modules = modules_text(it.modules, grown=it.verdict == "worse")
     return "; ".join(filter(None, [text, modules, it.why]))
@@ -125,18 +150,18 @@ def fault_text(fault: Fault, labels: Labels) -> str:
     else:
         how = first.after if first.before is None else f"{first.after} where it was {first.before}"
         how += f": {first.message}" if first.message and first.after != "ok" else ""
-    return f"{labels.of(first.series)}: {_cells(fault.outcomes)}: {how}"
+    return ": ".join(filter(None, [labels.of(first.series), _cells(fault.outcomes), how]))
 
 
 def only_in_text(fault: Fault, labels: Labels) -> str:
     """Cells of a series that one run alone has, in text: `MoCapsNet at 5, 6 blocks`."""
-    return f"{labels.of(fault.first.series)} at {_cells(fault.outcomes)}"
+    return " at ".join(filter(None, [labels.of(fault.first.series), _cells(fault.outcomes)]))
 
 
 def missing_text(series: SeriesSummary, labels: Labels) -> str:
     """A note on a series of the baseline that was not measured at all."""
-    places = places_text(series.axis, sorted({cell.position for cell in series.cells}))
-    return f"{labels.of(series.options())}: {places}: not measured"
+    places = _places(series.options(), sorted({cell.position for cell in series.cells}))
+    return ": ".join(filter(None, [labels.of(series.options()), places, "not measured"]))
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
@@ -147,8 +172,15 @@ def left_out_text(left: LeftOut, labels: Labels) -> str:
 def _cells(outcomes: Iterable[Outcome]) -> str:
     alike = list(outcomes)
     replicates = sorted({it.replicate for it in alike} - {0})
-    text = places_text(_axis(alike[0].series), sorted({it.position for it in alike}))
-    return text + (f" (replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else "")
+    text = _places(alike[0].series, sorted({it.position for it in alike}))
+    named = f"(replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else ""
+    return " ".join(filter(None, [text, named]))
+
+
+def _places(series: Series, positions: Sequence[float]) -> str:
+    """Positions of a series in words; empty if it has no blocks, and so none."""
+    axis = _axis(series)
+    return "" if axis == "blocks" and not any(positions) else places_text(axis, positions)
 
 
 def _axis(series: Series) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from capsbench.records import FAULTS, Status, adds_up
 from capsbench.stats.intervals import StandardError
 from capsbench.stats.lasting import expected_lasting
 from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.median import CONFIDENCE
 from capsbench.stats.processes import SHARED_OF_RATIO
 from capsbench.words.disturbances import disturbed_by
 from capsbench.words.modules import module_changes
@@ -50,7 +52,13 @@ NO_YARDSTICK = "no yardstick"
 
 CPU_PEAK = "a peak that is predicted for a CPU contains memory of the libraries of the machine that predicts"
 
-CONTRADICTED = "yardstick and rest of the step contradict each other"
+CONTRADICTED = (
+    "its slope has risen by one measure of the machine's pace and fallen by the other: yardstick and rest of the step contradict "
+    "each other"
+)
+
+YARDSTICK, REST = "the yardstick", "the rest of the step"
+"""Measures of the pace of a machine."""
 
 LOAD = "load"
 """The noise that no statistics see through: processes that share the cores may double a time for long, yardstick included."""
@@ -207,18 +215,24 @@ class PairedSeries:
         """The comparison of slopes of cells that took turns, which are known well enough for a threshold of their own."""
         # Parts that grow are timed without the rest of the step, and have no lasting effects but their own.
         lasting = _expected_lasting(name, cells) if old.basis == "turns" else None
-        change, remark, agree = _change_in_turn(old, new, self.limits.time_share, lasting)
+        found = _change_in_turn(old, new, self.limits.time_share, lasting)
+        change = found.change
         half, threshold = (change.high - change.low) / 2, self.limits.time_share * SHARE_IN_TURN
         beyond = abs(change.after - change.before) > threshold * abs(change.before)
-        matters = beyond and agree
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
-        remarks = [remark, CONTRADICTED if beyond and not agree else "", disturbed_by(noises) if noises else ""]
-        if not matters and half > self.limits.time_share * abs(change.before) > 0:
-            within = 100 * half / abs(change.before)
-            remarks.append(f"known within {within:.0f} % only" if within <= 100 else "uncertain by more than its own size")
+        remarks = [found.remark, disturbed_by(noises) if noises else ""]
+        significant = change.p_value < 1 - CONFIDENCE
+        if not (beyond and significant) and half > self.limits.time_share * abs(change.before) > 0:
+            percent = 100 * half / abs(change.before)
+            remarks.append(f"known within {percent:.0f} % only" if percent <= 100 else "uncertain by more than its own size")
         last = max(cell.position for cell, _ in cells)
-        found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), last)
-        return replace(found, verdict=_side(change.before, change.after) if matters else "same")
+        within = (max(abs(old.low), abs(old.high)), max(abs(new.low), abs(new.high)))
+        shown = replace(change, before=old.seconds, after=new.seconds, within=within)
+        comparison = self._time_comparison("slope", name, change, shown, found.pace, "; ".join(filter(None, remarks)), last)
+        if beyond and significant and found.contradicted:
+            # Without a verdict it is none of the times whose p-values are adjusted for each other.
+            return replace(comparison, verdict="not comparable", why=CONTRADICTED, p_value=None)
+        return replace(comparison, verdict=_side(change.before, change.after) if beyond else "same")
 
     def _times_of_cells(self, name: str, cells: Cells, *, slopes: bool) -> Iterator[Comparison]:
         """Comparisons of a time from the values of cells: level, slope if it is wanted, and each cell."""
@@ -231,6 +245,8 @@ class PairedSeries:
         left_out = [f"{len(cells) - len(alone)} of {len(cells)} cells left out: {LOAD}"] if len(alone) < len(cells) else []
         cells = alone
         before, after, relative = _paces(cells, name)
+        pace = YARDSTICK if relative else ""
+        seconds = [old.times[name].seconds for old, _ in cells], [new.times[name].seconds for _, new in cells]
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([disturbed_by(noises)] if noises else []))
         places = [Place(old.position, old.replicate) for old, _ in cells]
@@ -240,14 +256,18 @@ class PairedSeries:
             yield Comparison(self.series, "level", name, "not comparable", why=few)
             return
         last = max(old.position for old, _ in cells)
-        yield self._time_comparison("level", name, level, why, last)
+        means = [float(np.exp(np.mean(np.log(side)))) for side in seconds]
+        yield self._time_comparison("level", name, level, replace(level, before=means[0], after=means[1]), pace, why, last)
         positions, replicates = [place.blocks for place in places], [place.replicate for place in places]
         slope = slope_change(positions, before, after, replicates) if slopes else None
-        if slope is not None:
+        shown = slope_change(positions, seconds[0], seconds[1], replicates) if slopes else None
+        if slope is not None and shown is not None:
             verdict = _side(slope.before, slope.after) if self._slope_matters(slope, positions, before) else "same"
-            yield replace(self._time_comparison("slope", name, slope, why, last), verdict=verdict)
-        for (old, _), change in zip(cells, cell_changes(before, after, places) or (), strict=True):
-            yield self._time_comparison("cell", name, change, why, old.position, old.replicate)
+            yield replace(self._time_comparison("slope", name, slope, shown, pace, why, last), verdict=verdict)
+        changes = cell_changes(before, after, places) or ()
+        for (old, _), change, here, there in zip(cells, changes, *seconds, strict=True):
+            own = replace(change, before=here, after=there)
+            yield self._time_comparison("cell", name, change, own, pace, why, old.position, old.replicate)
 
     def _slope_matters(self, slope: Change, positions: Sequence[float], before: Sequence[float]) -> bool:
         """Return whether a slope of a time changed by more than its threshold, and the step with it.
@@ -261,14 +281,26 @@ class PairedSeries:
         return self.limits.time_matters(slope) and rise > self.limits.time_share * last
 
     def _time_comparison(
-        self, scope: Scope, name: str, change: Change, why: str, position: float, replicate: int = 0
+        self, scope: Scope, name: str, change: Change, shown: Change, pace: str, why: str, position: float, replicate: int = 0
     ) -> Comparison:
-        """The comparison of a time whose difference is taken to be certain."""
+        """The comparison of a time whose difference is taken to be certain.
+
+        Args:
+            scope: scope of the figure.
+            name: name of the time.
+            change: its change at equal pace of the machine.
+            shown: the same with the values that the reports have.
+            pace: the measure of the pace; empty if there is none.
+            why: remark.
+            position: position on the axis.
+            replicate: replicate of a cell.
+        """
         verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
-        figures = (change.before, change.after, change.low, change.high)
+        figures = (shown.before, shown.after, change.low, change.high)
         return Comparison(
             self.series, scope, name, verdict, *figures, why, position, replicate,
-            p_value=change.p_value, shapes=change.shapes, within=change.within,
+            p_value=change.p_value, shapes=shown.shapes, within=shown.within,
+            equal_pace=(change.before, change.after) if pace else None, pace=pace,
         )  # fmt: skip
 
     def _difference(self, old: CellSummary, new: CellSummary, name: str) -> str:
@@ -292,10 +324,19 @@ class PairedSeries:
         return ""
 
 
-def _change_in_turn(
-    old: SlopeSummary, new: SlopeSummary, share: float, lasting: StandardError | None
-) -> tuple[Change, str, bool]:
-    """The change of a slope, scaled to the machine of the first run, a remark, and whether rest and yardstick show one direction.
+class _ChangeInTurn(NamedTuple):
+    """The change of a slope of cells that took turns, at equal pace of the machine."""
+
+    change: Change
+    pace: str
+    """The measure of the pace: `YARDSTICK` or `REST`; empty if there is none."""
+    remark: str = ""
+    contradicted: bool = False
+    """True if the other measure shows a change in the other direction."""
+
+
+def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float, lasting: StandardError | None) -> _ChangeInTurn:
+    """The change of a slope, scaled to the pace of the first run.
 
     The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds. If it has changed itself,
     by more than `share` in units of the yardstick, one of the two does not measure the speed: a change counts if both show it. A
@@ -306,7 +347,7 @@ def _change_in_turn(
     paces = [PairedPace(it.seconds, it.low, it.high, it.rounds, _scatter(it.scatter), it.processes) for it in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0), lasting=lasting)
     if not old.rest or not new.rest:
-        return by_yardstick, "" if speed else NO_YARDSTICK, True
+        return _ChangeInTurn(by_yardstick, YARDSTICK if speed else "", "" if speed else NO_YARDSTICK)
     shares = [
         PairedPace(
             one.of_rest or 0.0,
@@ -319,10 +360,12 @@ def _change_in_turn(
         for one in (old, new)
     ]
     by_rest = paired_slope_change(*(one.scaled(old.rest) for one in shares), shared=SHARED_OF_RATIO)
-    agree = not speed or (by_rest.after > by_rest.before) == (by_yardstick.after > by_yardstick.before)
+    apart = speed is not None and (by_rest.after > by_rest.before) != (by_yardstick.after > by_yardstick.before)
     if speed and abs(new.rest * speed - old.rest) > share * old.rest:
-        return max(by_rest, by_yardstick, key=lambda it: it.p_value), "the rest of the step has changed too", agree
-    return by_rest, "", agree
+        measures = ((by_rest, REST), (by_yardstick, YARDSTICK))
+        change, pace = max(measures, key=lambda it: it[0].p_value)
+        return _ChangeInTurn(change, pace, "the rest of the step has changed too", apart)
+    return _ChangeInTurn(by_rest, REST, "", apart)
 
 
 def _expected_lasting(name: str, cells: Cells) -> StandardError | None:

@@ -1,10 +1,12 @@
 """A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from capsbench.catalog import MODELS
 from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS
 from capsbench.records import Configuration, Status
 from capsbench.stats.bases import Form
@@ -164,6 +166,10 @@ class SeriesSummary(_Schema):
         known = self.configuration.options() | {"blocks": None if self.axis == "blocks" else self.configuration.blocks}
         return {AXIS_COLUMN: self.axis} | {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
 
+    def named(self, model: str) -> "SeriesSummary":
+        """Return this series under another name of its network."""
+        return self.model_copy(update={"configuration": self.configuration.model_copy(update={"model": model})})
+
     def key(self) -> str:
         """A key that is equal for series that are one series on one machine."""
         return f"{self.kind} {self.axis} {self.configuration.series(self.axis)}"
@@ -188,6 +194,48 @@ class SeriesSummary(_Schema):
         general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
         elsewhere = self.configuration.model_copy(update={"threads": None, "device": general})
         return f"{self.kind} {self.axis} {elsewhere.series(self.axis)}"
+
+
+def _module_and_function(model: str) -> tuple[str, str] | None:
+    """The module and the function in the name of a user's network; None for any other name."""
+    module, _, function = model.rpartition(":")
+    is_named = module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
+    return (module, function) if is_named else None
+
+
+def network_name(model: str) -> str:
+    """The name of a network by which runs are matched: `nets:unet` for `path/to/nets.py:unet`, `package.nets:unet` and itself.
+
+    A function that is given to `run` is recorded by its module, and one that is named on the command line by its file.
+    """
+    found = _module_and_function(model)
+    if found is None:
+        return model
+    module, function = found
+    stem = PurePath(module).stem if module.endswith(".py") else module.rpartition(".")[2]
+    return f"{stem}:{function}"
+
+
+def function_name(model: str) -> str:
+    """The function alone in the name of a network, as a function of a script or a notebook is recorded: `unet`."""
+    found = _module_and_function(model)
+    return model if found is None else found[1]
+
+
+def same_network(one: str, other: str) -> bool:
+    """Return whether two names can be of one network: of one function, in modules that can be one file.
+
+    Two modules of packages with different names are two files, and no function of a user's is a network of capsbench.
+    """
+    if one == other:
+        return True
+    if one in MODELS or other in MODELS:
+        return False
+    known = [found for found in map(_module_and_function, (one, other)) if found is not None]
+    if len(known) < 2:
+        return function_name(one) == function_name(other)
+    two_modules = all("." in module and not module.endswith(".py") for module, _ in known)
+    return network_name(one) == network_name(other) and not two_modules
 
 
 class Summary(_Schema):

@@ -1,16 +1,21 @@
 """Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, as JSON, and as a badge."""
 
+import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, get_args
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 
 from capsbench.gate.badge import badge_of
 from capsbench.gate.check import Fault, Finding, Judgement, faults, not_comparable
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Verdict
 from capsbench.gate.findings import (
+    EQUAL_PACE,
     Labels,
     change_text,
     fault_text,
@@ -20,6 +25,7 @@ from capsbench.gate.findings import (
     missing_text,
     modules_text,
     only_in_text,
+    pace_text,
     slope_unit,
     value_text,
 )
@@ -30,6 +36,10 @@ from capsbench.words.printable import printable
 
 _COLOURS = {"worse": "red", "better": "green", "same": "default"}
 _NUMBERS = ("before", "after", "difference")
+_TEXT_WIDTH = 100
+"""Columns of a table in plain text."""
+_GAP, _LEAST_FIGURE = 2, 12
+"""Columns between two columns of a table, and of the narrowest names of figures."""
 
 
 def labels_of(compared: Compared) -> Labels:
@@ -61,31 +71,73 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
     rows: list[ComparisonRow] = []
     for it in compared.comparisons:
         if it.verdict != "not comparable" and (cells or it.scope != "cell"):
-            verdict = ": ".join(filter(None, [it.verdict, it.why]))
+            remark = "; ".join(filter(None, [pace_text(it), it.why]))
+            verdict = ": ".join(filter(None, [it.verdict, remark]))
             figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
             rows.append(ComparisonRow(labels.of(it.series), figure_name(it), *figures, verdict))
     return rows
 
 
-def comparison_table(compared: Compared, *, cells: bool) -> Table:
-    """Two runs for a terminal: the verdict first, which no width cuts off, and remarks last, which are wrapped."""
-    rows = comparison_rows(compared, cells=cells)
-    out = Table(box=None, pad_edge=False)
-    out.add_column("verdict", no_wrap=True)
-    out.add_column("figure", overflow="fold")
-    for head in _NUMBERS:
-        out.add_column(head, justify="right", no_wrap=True)
-    if any(":" in row.verdict for row in rows):
-        out.add_column("remark", overflow="fold", min_width=12)
-    last = ""
-    for label, figure, *numbers, text in rows:
-        if label != last:
-            out.add_row("", f"[bold]{text_cell(label)}[/]")
-        verdict, _, remark = text.partition(": ")
-        texts = (figure, *numbers, *([remark] if remark else []))
-        out.add_row(f"[{_COLOURS[verdict]}]{verdict}[/]", *map(text_cell, texts))
-        last = label
-    return out
+class ComparisonTable:
+    """Two runs for a terminal: the verdict first, which no width cuts off, and each remark beneath its row.
+
+    Args:
+        rows: the texts of each figure.
+    """
+
+    def __init__(self, rows: Sequence[ComparisonRow]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay the rows out: names of figures are wrapped if need be, and numbers follow them where no columns have room."""
+        heads = ("verdict", "figure", *_NUMBERS)
+        lines = [(row.verdict.partition(": ")[0], row.figure, row.before, row.after, row.difference) for row in self._rows]
+        widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
+        room = options.max_width - sum(widths) - _GAP * (len(widths) - 1)
+        in_columns = room >= 0 or widths[1] + room >= _LEAST_FIGURE
+        widths[1] += min(room, 0)
+        indent = widths[0] + _GAP
+        if in_columns:
+            yield _table_line(widths, heads, "bold")
+        last = ""
+        for row, line in zip(self._rows, lines, strict=True):
+            if row.line != last:
+                yield Padding(console.render_str(text_cell(row.line), style="bold"), (0, 0, 0, indent), expand=False)
+            verdict, figure, before, after, difference = line
+            if in_columns:
+                yield _table_line(widths, line)
+            else:
+                text = f"{verdict:{indent}}{figure} {before} → {after}, {difference}"
+                yield console.render_str(text_cell(text), style=_COLOURS[verdict])
+            if remark := row.verdict.partition(": ")[2]:
+                yield Padding(console.render_str(text_cell(remark)), (0, 0, 0, indent + _GAP), expand=False)
+            last = row.line
+
+
+def _table_line(widths: Sequence[int], texts: Sequence[str], style: str = "") -> Table:
+    """One line of a table, a table of its own; columns stand beneath those of others since their widths are given."""
+    line = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    for name, width in zip(("verdict", "figure", *_NUMBERS), widths, strict=True):
+        numbers = name in _NUMBERS
+        line.add_column(width=width, justify="right" if numbers else "left", no_wrap=name != "figure", overflow="fold")
+    verdict, *others = map(text_cell, texts)
+    line.add_row(f"[{_COLOURS[verdict]}]{verdict}[/]" if verdict in _COLOURS else verdict, *others, style=style)
+    return line
+
+
+def comparison_table(compared: Compared, *, cells: bool) -> ComparisonTable:
+    """Two runs as a table for a terminal; the arguments are those of `comparison_rows`."""
+    return ComparisonTable(comparison_rows(compared, cells=cells))
+
+
+def comparison_text(compared: Compared) -> str:
+    """Two runs in plain text, as `capsbench compare` prints them."""
+    out = io.StringIO()
+    # A name may have colons, which would be read as emoji.
+    console = Console(file=out, width=_TEXT_WIDTH, color_system=None, emoji=False, highlight=False)
+    console.print(comparison_table(compared, cells=False))
+    table = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join([*table, *map(printable, comparison_remarks(compared, cells=False))])
 
 
 def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:
@@ -98,6 +150,8 @@ def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> li
     """
     labels = labels_of(compared)
     remarks = [f"compared across {text}" for text in compared.across]
+    if any(it.equal_pace and it.verdict != "not comparable" for it in compared.comparisons):
+        remarks.append(f"times are as measured; their differences are {EQUAL_PACE}")
     remarks += [printable(f"not comparable: {left_out_text(it, labels)}") for it in not_comparable(compared.comparisons)]
     for fault in (one for verdict in get_args(Verdict) for one in faults(compared.outcomes, verdict)):
         if fault.first.after is None and not fault.first.message:

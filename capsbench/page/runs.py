@@ -10,7 +10,7 @@ from capsbench.frame import plain
 from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
 from capsbench.gate.summarize import summarize
-from capsbench.gate.summary import Summary, machine_parts, mapping
+from capsbench.gate.summary import Summary, machine_parts, mapping, network_name, same_network
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
 from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
@@ -27,7 +27,7 @@ _LONGEST_FINDING = 500
 _MOST_PARTS = 300
 _LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
-_COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_low", "difference_high")
+_COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_value", "difference_low", "difference_high")
 
 
 def reports_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     wide = [it for it in compared.comparisons if it.scope != "cell" and it.verdict != "not comparable"]
     rows: list[list[object]] = []
     for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True):
-        numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.low, it.high]
+        numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.difference, it.low, it.high]
         rows.append([*(cut(text, LONGEST_TEXT) for text in texts), *numbers])
     columns = [*ComparisonRow._fields, *_COMPARED_NUMBERS]
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
@@ -143,14 +143,34 @@ def _series(
     them become part of their key. If none does, as after a commit amid a report, the first series stands for all.
     """
     found: dict[str, list[tuple[int, int]]] = {}
+    networks = _matched_names([(report, str(all_series[index]["model"])) for report, index in shown])
     for pair in shown:
-        found.setdefault(_portable(all_series[pair[1]]), []).append(pair)
+        series = all_series[pair[1]]
+        found.setdefault(_portable({**series, "model": networks[str(series["model"])]}), []).append(pair)
     joined = []
     for pairs in found.values():
         ways = [_split(pairs, all_series, environments, by) for by in _SPLIT_BY]
         # The first of the splits that keep most series.
         joined += max(ways, key=lambda way: sum(map(len, way)))
     return [sorted(one.items()) for one in joined]
+
+
+def _matched_names(models: Sequence[tuple[int, str]]) -> dict[str, str]:
+    """Names by which networks of several reports are matched; their own, if a name would stand for two networks.
+
+    Args:
+        models: pairs of a report's index and the name of a network in it.
+    """
+    of: dict[str, set[tuple[int, str]]] = {}
+    for report, model in models:
+        of.setdefault(network_name(model), set()).add((report, model))
+    found: dict[str, str] = {}
+    for name, pairs in of.items():
+        own = {model for _, model in pairs}
+        alike = all(same_network(one, other) for one in own for other in own)
+        is_one = alike and len({report for report, _ in pairs}) == len(pairs)
+        found |= {model: name if is_one else model for model in own}
+    return found
 
 
 def _split(

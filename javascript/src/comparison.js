@@ -27,10 +27,6 @@ export function drawComparison() {
   else drawDifferences(comparison);
 }
 
-function differenceOf({ before_value: before, after_value: after }) {
-  return before === null || after === null ? null : after - before;
-}
-
 function verdictNode({ verdict }) {
   const [word, ...why] = verdict.split(":");
   return element("span", {}, badge(word, word), element("small", {}, why.join(":")));
@@ -48,7 +44,7 @@ function drawDifferences({ before, after, columns, rows }) {
       { label: "figure", value: (row) => row.figure },
       { label: before, column: "before", value: (row) => row.before_value, text: (row) => row.before, number: true },
       { label: after, column: "after", value: (row) => row.after_value, text: (row) => row.after, number: true },
-      { label: "difference", value: differenceOf, text: (row) => row.difference, number: true },
+      { label: "difference", value: (row) => row.difference_value, text: (row) => row.difference, number: true },
       { label: "verdict", value: (row) => row.verdict, node: verdictNode },
     ],
   });

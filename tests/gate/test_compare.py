@@ -1,19 +1,24 @@
 """Two runs compared: what modules changed, whether times differ, which lines are one line, and how it is reported."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 from scipy import stats
 
 from capsbench.errors import ConfigurationError
-from capsbench.gate.compare import compare
+from capsbench.gate.check import Finding, judge
+from capsbench.gate.compare import ACROSS, compare
 from capsbench.gate.comparison import Thresholds
+from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
 from capsbench.gate.paired_series import CPU_PEAK
 from capsbench.gate.summarize import summarize
-from capsbench.gate.summary import Summary, machine_parts
-from capsbench.gate.verdicts import comparison_remarks, comparison_rows
+from capsbench.gate.summary import Summary, machine_parts, same_network
+from capsbench.gate.verdicts import comparison_remarks, comparison_rows, comparison_table
 from capsbench.report import Report
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from helpers.made import MIB
@@ -170,8 +175,33 @@ def test_a_slower_machine_is_no_regression_and_a_slower_step_is_one():
     assert one(compare(before, in_brief(seeded_run(pace=1.5))), "train", "level").verdict == "same"
     slower = one(compare(before, in_brief(seeded_run(pace=0.7, slower=1.3))), "train", "level")
     assert slower.verdict == "worse"
-    assert slower.after / slower.before == pytest.approx(1.3)
+    assert slower.after / slower.before == pytest.approx(0.7 * 1.3), "as the reports have them"
+    assert slower.equal_pace[1] / slower.equal_pace[0] == pytest.approx(1.3)
+    assert "at equal pace of the machine, measured by the yardstick: " in finding_text(Finding(slower), Labels([slower.series]))
     assert one(compare(before, in_brief(seeded_run(slower=0.8))), "inference", "level").verdict == "better"
+
+
+def test_times_are_those_of_the_reports_and_differences_at_equal_pace():
+    before, after = seeded_run(["rescapsnet"]), seeded_run(["rescapsnet"], pace=0.5)
+    compared = compare(in_brief(before), in_brief(after))
+    for blocks, old, new in zip(DEPTHS, before, after, strict=True):
+        cell = one(compared, "train", "cell", blocks=blocks)
+        medians = [float(np.median(it.time.train_step_seconds)) for it in (old, new)]
+        assert [cell.before, cell.after] == pytest.approx(medians)
+        assert cell.equal_pace[0] == pytest.approx(cell.equal_pace[1])
+    slopes = [Report.of(records).slopes.set_index("metric").loc["train", "slope"] for records in (before, after)]
+    slope = one(compared, "train")
+    assert (slope.before, slope.after) == pytest.approx(tuple(slopes))
+    assert slope.difference == pytest.approx(0, abs=1e-9)
+    rows = [row for row in comparison_rows(compared, cells=True) if "train step" in row.figure]
+    assert all("at equal pace of the machine, measured by the yardstick: " in row.verdict for row in rows)
+    assert "times are as measured; their differences are at equal pace of the machine" in (
+        comparison_remarks(compared, cells=True)
+    )
+    # Without a yardstick there is no pace, and no word of it.
+    unknown = compare(in_brief(before), in_brief(seeded_run(["rescapsnet"], pace=0.5, yardstick=False)))
+    words = [row.verdict for row in comparison_rows(unknown, cells=True)] + comparison_remarks(unknown, cells=True)
+    assert not any("equal pace" in text for text in words)
 
 
 def test_without_a_yardstick_seconds_are_compared_and_it_is_said():
@@ -312,7 +342,7 @@ def test_runs_are_compared_across_options():
     # Across something else they still have nothing in common.
     with pytest.raises(ConfigurationError, match="no line in common") as refused:
         compare(before, after, across=["memory"])
-    assert refused.value.hint == "measure the same models and options, or compare with `across` kernel"
+    assert refused.value.hint == "measure the same models and options, or use 'capsbench compare' with `across` kernel"
 
 
 def test_an_option_that_a_record_leaves_out_is_named_by_its_value():
@@ -356,6 +386,64 @@ def test_labels_name_no_option_that_runs_were_compared_across():
     ]
     compared = compare(in_brief(predicted), in_brief(seeded_run(["rescapsnet"], device="cuda:0")), across=["kind"])
     assert {row.line for row in comparison_rows(compared, cells=True)} == {"ResCapsNet"}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_any_option_can_be_compared_across(name):
+    before, after = seeded_run(["rescapsnet"]), seeded_run(["rescapsnet"], dataset="mnist" if name == "dataset" else "sample")
+    compared = compare(in_brief(before), in_brief(after), across=[name])
+    labels = {row.line for row in comparison_rows(compared, cells=True)}
+    assert labels == {"the network" if name == "model" else "ResCapsNet"}
+
+
+def test_two_networks_are_compared_across_what_their_error_says():
+    before, after = in_brief(seeded_run(["rescapsnet"])), in_brief(seeded_run(["mocapsnet"]))
+    with pytest.raises(ConfigurationError) as refused:
+        compare(before, after)
+    names = refused.value.hint.rpartition(" ")[2].split(",")
+    compared = compare(before, after, across=names)
+    assert {row.line for row in comparison_rows(compared, cells=True)} == {"the network"}
+    assert compared.across[0] == "model: rescapsnet in the first, mocapsnet in the second"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("nets:unet", "nets.py:unet", True),
+        ("nets:unet", "/home/me/path/to/nets.py:unet", True),
+        ("package.nets:unet", "package/nets.py:unet", True),
+        ("package.nets:unet", "nets:unet", True),
+        ("unet", "nets.py:unet", True),
+        ("here/nets.py:unet", "there/nets.py:unet", True),
+        ("nets:unet", "nets.py:vnet", False),
+        ("nets:unet", "others.py:unet", False),
+        ("one.nets:unet", "two.nets:unet", False),
+        ("capsnet", "nets.py:capsnet", False),
+        ("rescapsnet", "mocapsnet", False),
+        ("test_one.py::test_step", "test_two.py::test_step", False),
+    ],
+)
+def test_a_network_is_one_under_its_module_and_its_file(one, other, same):
+    assert same_network(one, other) is same_network(other, one) is same
+
+
+def test_runs_of_one_network_under_two_names_are_compared_and_checked():
+    run = in_brief(seeded_run(["nets:unet", "nets:vnet"]))
+    named = in_brief(seeded_run(["path/nets.py:unet", "path/nets.py:vnet"], modules={"blocks.{block}.0": MIB}, threads=4))
+    for before, after, verdict in ((run, named, "worse"), (named, run, "better")):
+        compared = compare(before, after)
+        assert (compared.only_before, compared.only_after) == ([], [])
+        assert {it.verdict for it in compared.comparisons if (it.quantity, it.scope) == ("retained", "slope")} == {verdict}
+    judgement = judge(named, run, in_brief(seeded_run(["nets.py:unet", "nets.py:vnet"])))
+    assert {it.comparison.series["model"] for it in judgement.regressions} == {"nets:unet", "nets:vnet"}
+    assert judgement.since_last == [], "what grew since the last run is reported once, under any name"
+    # Of two files with one name, each is compared with itself; across an option, too.
+    two = in_brief(seeded_run(["a/nets.py:unet", "b/nets.py:unet"]))
+    assert {it.verdict for it in compare(two, two).comparisons} == {"same"}
+    with pytest.raises(ConfigurationError, match="no line in common"):
+        compare(two, run)
+    other = in_brief(seeded_run(["nets.py:unet", "nets.py:vnet"], kernel="published"))
+    assert compare(run, other, across=["kernel"]).only_before == []
 
 
 def test_cells_of_one_run_alone_are_no_worse():
@@ -446,6 +534,22 @@ def test_lines_that_an_option_alone_distinguishes_are_not_compared_across_it():
         compare(both, both, across=["colour"])
 
 
+def test_a_comparison_and_a_check_are_printed_as_their_commands_print_them():
+    before, after = (
+        Report.of(seeded_run(modules=more), "made", environments={"abcd": MACHINE}) for more in (None, {"front.conv1": MIB})
+    )
+    compared = before.compare(after)
+    text = str(compared)
+    assert text == repr(compared) != ""
+    assert text.splitlines()[0].split() == ["verdict", "figure", "before", "after", "difference"]
+    assert text.splitlines()[-1].startswith("of 56 figures of single cells ")
+    assert max(map(len, text.splitlines())) <= 100
+    judgement = after.check(before)
+    assert str(judgement).splitlines()[-1].startswith("failed: ")
+    assert "worse: ResCapsNet: retained at 4 blocks " in str(judgement)
+    assert str(before.check(before)).startswith("passed: ")
+
+
 # The command.
 
 
@@ -477,6 +581,23 @@ def test_verdicts_are_whole_at_80_columns_and_reasons_are_given_once(command, tm
     assert {line.split()[0] for line in text.splitlines() if " per block" in line} == {"same"}
     remark = "not comparable: peak, train step, inference of all lines: CPU"
     assert any(line.startswith(remark) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_remarks_are_wrapped_and_no_word_is_cut_off(width):
+    before = with_noise(seeded_run(["rescapsnet"]), "spread", 4)
+    compared = compare(in_brief(before), in_brief(seeded_run(["rescapsnet"], pace=0.5, modules={"blocks.{block}.0": MIB})))
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(compared, cells=True))
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    words = " ".join(" ".join(lines).split())
+    for row in comparison_rows(compared, cells=True):
+        remark = row.verdict.partition(": ")[2]
+        assert remark in words
+        assert all(number in words for number in (row.before, row.after, row.difference))
+    assert "disturbed by samples that differ widely" in words
+    assert "worse" in words
 
 
 def test_compare_across_kernels(command, tmp_path):

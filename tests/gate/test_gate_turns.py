@@ -109,8 +109,12 @@ def test_the_change_is_that_of_the_block() -> None:
     assert found.after is not None
     assert found.low is not None
     assert found.high is not None
-    assert found.after / found.before == pytest.approx(1.2, rel=0.06)
-    assert found.low < found.after - found.before < found.high
+    assert found.after / found.before == pytest.approx(1.2 / 2, rel=0.06), "as the reports have them"
+    assert found.equal_pace is not None
+    assert found.difference is not None
+    assert found.equal_pace[1] / found.equal_pace[0] == pytest.approx(1.2, rel=0.06)
+    assert found.low < found.difference < found.high
+    assert found.pace == "the rest of the step"
     assert found.verdict == "worse"
     assert found.shapes == ("line", "line")
 
@@ -143,9 +147,13 @@ def test_a_block_that_is_slower_by_both_measures_is_found() -> None:
         assert "the rest of the step has changed too" in found.why
 
 
-def test_the_yardstick_may_contradict_the_rest() -> None:
-    found = slope(judge(run(2, pace=1.0, noise=0.01, rest=0.74, slower=0.96), run(3, pace=1.0, noise=0.01)))
-    assert found.verdict == "same"
+def test_there_is_no_verdict_if_the_yardstick_contradicts_the_rest() -> None:
+    for slower, verdict in ((0.85, "not comparable"), (0.96, "same")):
+        judgement = judge(run(2, pace=1.0, noise=0.01, rest=0.6, slower=slower), run(3, pace=1.0, noise=0.01))
+        found = slope(judgement)
+        assert found.verdict == verdict
+        assert ("contradict each other" in found.why) is (verdict == "not comparable")
+        assert any(left.why == found.why for left in judgement.left_out) is (verdict == "not comparable")
 
 
 def test_a_baseline_keeps_the_slopes(tmp_path: Path) -> None:

@@ -182,15 +182,15 @@ def test_a_depth_beyond_all_reason_costs_no_time():
     assert f"Measured at 1, 2, {deep} blocks" in html
 
 
-def history(*reports):
+def history(*reports, model=lambda _report, _line: "capsnet"):
     """Series of one line of reports: each report names threads, environment and that one's processor of each of its lines."""
     sources = [
         Report.of(
             [
-                make_record("capsnet", blocks, threads=threads).model_copy(
+                make_record(model(place, line), blocks, threads=threads).model_copy(
                     update={"environment": key, "started_at": f"2026-01-0{place + 1}T00:00:00+00:00"}
                 )
-                for threads, key, _ in told for blocks in (1, 2, 3)
+                for line, (threads, key, _) in enumerate(told) for blocks in (1, 2, 3)
             ],
             f"report{place}",
             environments={key: {"cpu": {"model": cpu}} for _, key, cpu in told},
@@ -208,6 +208,16 @@ def test_history_joins_what_is_one_line_but_for_the_machine():
     # A commit amid a report: nothing tells its two lines apart, and the first stands for both.
     joined = [("report0", 4, "a1"), ("report1", 4, "b"), ("report2", 4, "c")]
     assert history([(4, "a1", "one"), (4, "a2", "one")], [(4, "b", "one")], [(4, "c", "another")]) == [joined]
+
+
+def test_history_joins_a_network_under_two_names():
+    one, two = (4, "a", "one"), (4, "b", "one")
+    names = ["nets:unet", "path/nets.py:unet"]
+    assert history([one], [two], model=lambda report, _: names[report]) == [[("report0", 4, "a"), ("report1", 4, "b")]]
+    # Of two files with one name in one report, each is joined with itself alone.
+    files = ["here/nets.py:unet", "there/nets.py:unet"]
+    joined = history([one, one], [two, two], model=lambda _, line: files[line])
+    assert joined == [[("report0", 4, "a"), ("report1", 4, "b")]] * 2
 
 
 def test_history_tells_lines_of_one_report_apart():
@@ -578,6 +588,7 @@ def test_what_compare_and_check_remark_is_on_the_page():
     rows = [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
     slope = next(row for row in rows if row["figure"] == "retained per block")
     assert (slope["unit"], slope["before_value"], slope["after_value"]) == ("bytes", 10 * MIB, 10 * MIB)
+    assert slope["difference_value"] == 0
 
 
 # How large it may be.
