@@ -177,14 +177,20 @@ def _by_dataset(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The cells of each data set, and those of random images in its place, by their title; without any cell, those of none."""
     if frame.empty:
         return {"": frame}
-    rows = frame[[name for name in ("dataset", "image_shape", "classes", AXIS_COLUMN) if name in frame.columns]]
-    kinds = [(str(row["dataset"]), is_of_random_images(row)) for row in rows.to_dict("records")]
+    rows = _inputs_of(frame)
+    kinds = [(str(row["dataset"]), is_of_random_images(row)) for row in rows]
     parts: dict[str, pd.DataFrame] = {}
     for kind in dict.fromkeys(kinds):
         mask = [one == kind for one in kinds]
-        title = images_title(rows[mask].to_dict("records"))
+        title = images_title(row for row, is_one in zip(rows, mask, strict=True) if is_one)
         parts[title] = pd.concat([parts[title], frame[mask]]) if title in parts else frame[mask]
     return parts
+
+
+def _inputs_of(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """The options of each row that decide its images."""
+    names = [name for name in ("dataset", "image_shape", "classes", AXIS_COLUMN) if name in frame.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(frame[name] for name in names), strict=True)]
 
 
 def _label_panels(
@@ -235,7 +241,7 @@ def _draw_row(
 def _has_comparable_memory(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
     """Return whether the paper's nvidia-smi readings can stand in a panel: with memory of a device at the paper's batch."""
     comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
-    comparable &= pd.Series([not is_of_random_images(row) for row in frame.to_dict("records")], index=frame.index, dtype=bool)
+    comparable &= np.array([not is_of_random_images(row) for row in _inputs_of(frame)], dtype=bool)
     return bool(comparable.any()) and any(metric.name in paper.COMPARABLE_METRICS for metric in shown)
 
 

@@ -152,7 +152,7 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         return Prediction(figures, True, "", room, exchanged, step.lower_bound)
     except OutOfMemory as error:
         figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
-        context = f"; the driver's context takes {mebibytes_text(gpu.context_bytes)} more of {mebibytes_text(room)}"
+        context = f"; the driver's context takes the other {mebibytes_text(gpu.context_bytes)} of {mebibytes_text(room)}"
         return Prediction(figures, False, error.what + context, room, exchanged, step.lower_bound)
 
 

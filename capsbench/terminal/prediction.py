@@ -11,7 +11,7 @@ from capsbench.sizes import mebibytes_text
 from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
 from capsbench.typed_values import is_number
-from capsbench.words.along import place_text
+from capsbench.words.along import place_text, places_text
 from capsbench.words.labels import conditions_text, model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.slopes_in_words import INEXACT, inexact_mark
@@ -113,7 +113,7 @@ def fit_text(
     """
     title, where = title or model_title(configuration.model), configuration.gpu or "this CPU"
     images = "samples" if configuration.dataset == OWN_INPUTS else "images"
-    at_depth = f" at {configuration.blocks} blocks" if configuration.blocks else ""
+    at_depth = f" at {places_text('blocks', [configuration.blocks])}" if configuration.blocks else ""
     unit = {"depth": "blocks", "batch": f"{images}{at_depth}"}.get(what)
     noun = axis_title(what).lower()
     if not value:

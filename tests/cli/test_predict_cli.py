@@ -258,6 +258,7 @@ def test_a_table_has_each_network_once(command):
     small = ("--models", "capsnet,rescapsnet", "--device", "cpu", "--batch-size", "1", "--depth", "1,2")
     result = command("predict", *small)
     assert result.status == 0, result.stderr
-    heads = [line.split()[0] for line in result.stdout.splitlines() if line[:1].strip()][:2]
-    assert heads == ["CapsNet", "ResCapsNet"]
+    title, *heads = [line for line in result.stdout.splitlines() if line[:1].strip()][:3]
+    assert title == "predicted for a CPU, batch 1"
+    assert [line.split()[0] for line in heads] == ["CapsNet", "ResCapsNet"]
     assert [line.split()[0] for line in result.stdout.splitlines() if line.strip()[:1].isdigit()] == ["1", "2", "1", "2"]

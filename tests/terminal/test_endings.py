@@ -394,6 +394,8 @@ def test_a_fit_has_one_unit_and_names_the_part_of_the_driver():
     )
     on_cpu = make_configuration("rescapsnet", 8, device="cpu:predicted", capacity=8 * MIB)
     assert "fit this CPU, 7.50 MiB of its 8.00 MiB; " in fit_text(on_cpu, reason="x", **(known | {"memory_bytes": 7.5 * MIB}))
+    shallow = configuration.model_copy(update={"blocks": 1})
+    assert "32 images at 1 block fit t4" in fit_text(shallow, reason="", **known)
     assert mebibytes_text(301) == "301 bytes"
 
 
