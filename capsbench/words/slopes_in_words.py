@@ -92,10 +92,13 @@ def curve_in_words(row: Row, *, is_bytes: bool) -> str:
     """
     axis, shape = str(row[AXIS_COLUMN]), row_shape(row)
     term = slope_text(row["term"], row["term_low"], row["term_high"], is_bytes=is_bytes)
-    if shape == "inverse" or row["slope_low"] <= 0 <= row["slope_high"]:
+    if shape == "inverse":
         return f"{term} {term_unit(axis, shape)}"
+    per_pair = f"{term} {term_unit(axis, 'quadratic')}"
+    if float(row["slope_low"]) <= 0 <= float(row["slope_high"]):
+        return per_pair
     slope = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
-    return f"{slope} {per_unit(axis)} and {term} {term_unit(axis, 'quadratic')}"
+    return f"{slope} {per_unit(axis)} and {per_pair}"
 
 
 def row_cost(row: Row) -> str:
