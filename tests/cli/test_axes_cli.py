@@ -92,7 +92,7 @@ def test_a_grid_is_measured_and_resumed_with_more(capsbench, tmp_path):
     before = {one["cell"]["configuration"]["batch_size"] for one in records(tmp_path / "grid")}
     done = capsbench(*typed, "--vary", "batch-size=1,2,4", "--resume")
     assert done.status == 0, done.stderr
-    assert "2 cells to measure over length and batch, 4 already measured" in done.stderr
+    assert "2 cells to measure over length and batch size, 4 already measured" in done.stderr
     found = list(records(tmp_path / "grid"))
     assert before == {1, 2}
     assert {one["cell"]["configuration"]["batch_size"] for one in found} == {1, 2, 4}

@@ -132,6 +132,8 @@ def test_a_lost_cell_is_not_measured_again_if_it_has_become_too_large(store, ord
 
 
 def test_gpus_that_only_workers_have_are_named(store):
+    store.folder.mkdir()
+
     def told(gpus, **fields):
         texts, planned = [], plan(models=("rescapsnet",), **fields)
         Driver(planned, store, FakeEngine(gpus=gpus), Sources(planned), notify=texts.append).note_unused_gpus()
