@@ -29,6 +29,7 @@ from capsbench.gate.summary import (
     SeriesSummary,
     SlopeSummary,
     Summary,
+    same_network,
 )
 from capsbench.records import FAULTS, Status, adds_up
 from capsbench.stats.intervals import StandardError
@@ -215,7 +216,7 @@ class PairedSeries:
         """The comparison of slopes of cells that took turns, which are known well enough for a threshold of their own."""
         # Parts that grow are timed without the rest of the step, and have no lasting effects but their own.
         lasting = _expected_lasting(name, cells) if old.basis == "turns" else None
-        found = _change_in_turn(old, new, self.limits.time_share, lasting)
+        found = _change_in_turn(old, new, self.limits.time_share, lasting, same_work=self._same_work())
         change = found.change
         half, threshold = (change.high - change.low) / 2, self.limits.time_share * SHARE_IN_TURN
         beyond = abs(change.after - change.before) > threshold * abs(change.before)
@@ -303,6 +304,12 @@ class PairedSeries:
             equal_pace=(change.before, change.after) if pace else None, pace=pace,
         )  # fmt: skip
 
+    def _same_work(self) -> bool:
+        """Return whether both runs have the same network and options, so that the rest of their steps is the same work."""
+        old, new = self.old.options(), self.new.options()
+        models = str(old.pop("model")), str(new.pop("model"))
+        return same_network(*models) and old == new
+
     def _difference(self, old: CellSummary, new: CellSummary, name: str) -> str:
         """A difference of two cells that keeps a quantity from being compared; empty if there is none."""
         here, there = self.new.configuration, self.old.configuration
@@ -335,18 +342,21 @@ class _ChangeInTurn(NamedTuple):
     """True if the other measure shows a change in the other direction."""
 
 
-def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float, lasting: StandardError | None) -> _ChangeInTurn:
+def _change_in_turn(
+    old: SlopeSummary, new: SlopeSummary, share: float, lasting: StandardError | None, *, same_work: bool
+) -> _ChangeInTurn:
     """The change of a slope, scaled to the pace of the first run.
 
     The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds. If it has changed itself,
     by more than `share` in units of the yardstick, one of the two does not measure the speed: a change counts if both show it. A
-    rest that is slower is seen in the level.
+    rest that is slower is seen in the level. The rest of another network's step, or with other options, is other work, and no
+    measure of the speed.
     """
     yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
     speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
     paces = [PairedPace(it.seconds, it.low, it.high, it.rounds, _scatter(it.scatter), it.processes) for it in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0), lasting=lasting)
-    if not old.rest or not new.rest:
+    if not old.rest or not new.rest or not same_work:
         return _ChangeInTurn(by_yardstick, YARDSTICK if speed else "", "" if speed else NO_YARDSTICK)
     shares = [
         PairedPace(

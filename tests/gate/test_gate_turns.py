@@ -10,6 +10,7 @@ import pytest
 
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import Judgement, judge
+from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Comparison
 from capsbench.gate.paces import PairedPace, paired_slope_change
 from capsbench.gate.summary import BASELINE_VERSION, Summary
@@ -145,6 +146,21 @@ def test_a_block_that_is_slower_by_both_measures_is_found() -> None:
         found = slope(judge(run(1, pace=1.0, noise=0.01, slower=1.6, rest=rest), run(0, pace=1.0, noise=0.01)))
         assert found.verdict == "worse"
         assert "the rest of the step has changed too" in found.why
+
+
+def test_the_rest_of_a_step_with_another_kernel_is_no_measure_of_the_pace() -> None:
+    """A kernel that makes the rest of a step slower, too, does not make the machine slower."""
+    other = run(1, pace=1.0, noise=0.01, slower=3.0, rest=4.0)
+    lines = [
+        it.model_copy(update={"configuration": it.configuration.model_copy(update={"kernel": "published"})}) for it in other.lines
+    ]
+    compared = compare(run(0, pace=1.0, noise=0.01), other.model_copy(update={"lines": lines}), across=["kernel"])
+    (found,) = [
+        it for it in compared.comparisons if (it.series["model"], it.quantity, it.scope) == ("rescapsnet", "train", "slope")
+    ]
+    assert (found.pace, found.verdict) == ("the yardstick", "worse")
+    assert found.equal_pace is not None
+    assert found.equal_pace[1] / found.equal_pace[0] == pytest.approx(3.0, rel=0.06)
 
 
 def test_there_is_no_verdict_if_the_yardstick_contradicts_the_rest() -> None:
