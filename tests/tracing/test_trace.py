@@ -104,7 +104,7 @@ def test_a_replay_has_the_peaks_of_the_step_alone():
 
 
 def test_a_replay_on_a_device_that_is_too_small():
-    with pytest.raises(OutOfMemory, match=r"of 1\.00 MiB"):
+    with pytest.raises(OutOfMemory, match=r"into 1\.00 MiB"):
         trace().replay(CachingAllocator(capacity=2**20))
 
 
