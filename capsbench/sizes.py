@@ -22,7 +22,9 @@ GIBIBYTES, MEBIBYTES, KIBIBYTES = Unit(GIB, "GiB", 2), Unit(MIB, "MiB", 2), Unit
 
 def mebibytes_text(nbytes: float) -> str:
     """Bytes in MiB whatever their number, for texts in which several amounts are compared: `81,559.00 MiB`; a few as bytes."""
-    return f"{nbytes:,.0f} B" if nbytes < MIB / 100 else f"{nbytes / MIB:,.2f} MiB"
+    if nbytes == 1:
+        return "1 byte"
+    return f"{nbytes:,.0f} bytes" if nbytes < MIB / 100 else f"{nbytes / MIB:,.2f} MiB"
 
 
 BYTE_UNITS = (GIBIBYTES, MEBIBYTES, KIBIBYTES, Unit(1, "B", 0))

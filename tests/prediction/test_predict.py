@@ -141,7 +141,7 @@ def test_a_cpu_is_full_beyond_its_peak():
     peak = on_cpu(None).memory.peak_allocated_bytes
     assert on_cpu(peak).status == "ok"
     assert on_cpu(peak - 1).status == "oom"
-    assert "takes 1 B more than" in on_cpu(peak - 1).message
+    assert "takes 1 byte more than" in on_cpu(peak - 1).message
 
 
 @pytest.mark.parametrize("name", GPUS)
