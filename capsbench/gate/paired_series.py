@@ -306,9 +306,8 @@ class PairedSeries:
 
     def _same_work(self) -> bool:
         """Return whether both runs have the same network and options, so that the rest of their steps is the same work."""
-        old, new = self.old.options(), self.new.options()
-        models = str(old.pop("model")), str(new.pop("model"))
-        return same_network(*models) and old == new
+        models = self.old.configuration.model, self.new.configuration.model
+        return same_network(*models) and self.old.named(models[1]).portable_key() == self.new.portable_key()
 
     def _difference(self, old: CellSummary, new: CellSummary, name: str) -> str:
         """A difference of two cells that keeps a quantity from being compared; empty if there is none."""

@@ -163,6 +163,18 @@ def test_the_rest_of_a_step_with_another_kernel_is_no_measure_of_the_pace() -> N
     assert found.equal_pace[1] / found.equal_pace[0] == pytest.approx(3.0, rel=0.06)
 
 
+def test_the_rest_of_a_step_on_another_gpu_of_the_machine_is_the_same_work() -> None:
+    runs = []
+    for index in (0, 1):
+        own = run(index, pace=1.0, noise=0.01)
+        lines = [
+            it.model_copy(update={"configuration": it.configuration.model_copy(update={"device": f"cuda:{index}"})})
+            for it in own.lines
+        ]
+        runs.append(own.model_copy(update={"lines": lines}))
+    assert slope(judge(*runs)).pace == "the rest of the step"
+
+
 def test_there_is_no_verdict_if_the_yardstick_contradicts_the_rest() -> None:
     for slower, verdict in ((0.85, "not comparable"), (0.96, "same")):
         judgement = judge(run(2, pace=1.0, noise=0.01, rest=0.6, slower=slower), run(3, pace=1.0, noise=0.01))
