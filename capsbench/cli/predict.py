@@ -79,7 +79,7 @@ def command(
             raise ConfigurationError(f"`basis` has no effect with --fit {fit}, which fits no slopes", "leave `basis` out")
     searched = None if fit in ("depth", "batch") else fit
     usual = quick_values() if quick else {}
-    cells = asked_cells(given | usual | {"device": f"{device}:predicted", "gpu": target, "repeats": 1}, usual, searched=searched)
+    cells = asked_cells(given | usual | {"device": f"{device}{PREDICTED}", "gpu": target, "repeats": 1}, usual, searched=searched)
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
     axes = typed_axes(cells, given)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from capsbench.catalog import MODELS, OWN_INPUTS, SPECS
 from capsbench.frame import AXIS_COLUMN, plain
-from capsbench.options import OPTIONS, noun_of, value_in_words
+from capsbench.options import OPTIONS, PREDICTED, noun_of, value_in_words
 from capsbench.typed_values import settings_in
 from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable
@@ -88,7 +88,7 @@ def is_predicted(series: Series) -> bool:
 def conditions_text(all_series: Iterable[Series]) -> str:
     """The device and batch size that all series share: `predicted for GPU h100, batch 128`, `measured on cpu`; empty if none."""
     listed = list(all_series)
-    devices = {(is_predicted(one), str(one["device"]).partition(":predicted")[0], plain(one.get("gpu"))) for one in listed}
+    devices = {(is_predicted(one), str(one["device"]).removesuffix(PREDICTED), plain(one.get("gpu"))) for one in listed}
     batches = {plain(one.get("batch_size")) for one in listed}
     words = []
     if len(devices) == 1:
